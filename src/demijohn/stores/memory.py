@@ -1,0 +1,119 @@
+"""The store inside one process: for tests, and for programs that really are one process."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from ..core.step import EXPIRES, Outcome, Row, Step, Wake, decide, live
+from ..errors import ConfigError
+from .bell import Bell
+from .protocol import Clock, Health
+
+SWEEP_PER_WRITE = 2
+
+
+def wall_clock_ms() -> int:
+    """Return this machine's time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class MemoryStore:
+    """Rows in a dictionary under one lock; no trips, lost with the process.
+
+    Expired rows are removed a few with every write, so memory stays in proportion to live rows
+    and no write ever pays for many.
+
+    Args:
+        clock: milliseconds since the epoch.
+    """
+
+    inbox = ""
+
+    def __init__(self, *, clock: Clock = wall_clock_ms) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._rows: dict[str, Row] = {}
+        self._expiries: list[tuple[int, str]] = []
+        self._bell = Bell()
+
+    @property
+    def mark(self) -> int:
+        """See :attr:`Store.mark`."""
+        return self._bell.mark
+
+    def run(self, steps: Sequence[Step]) -> list[Outcome]:
+        """See :meth:`Store.run`; never raises."""
+        outcomes: list[Outcome] = []
+        wakes: list[Wake] = []
+        with self._lock:
+            now_ms = self._clock()
+            for step in steps:
+                decision = decide(step, [self._rows.get(key) for key in step.keys], now_ms)
+                for index, row in decision.writes.items():
+                    self._write(step.keys[index], row, now_ms)
+                wakes += decision.wakes
+                outcomes.append(decision.outcome)
+                if decision.outcome.halts:
+                    break
+        for wake in wakes:
+            self._bell.ring(wake.key)
+        return outcomes
+
+    def _write(self, key: str, row: Row | None, now_ms: int) -> None:
+        if row is None:
+            self._rows.pop(key, None)
+            return
+        old = self._rows.get(key)
+        self._rows[key] = row
+        expires = row[EXPIRES]
+        # One heap entry a row: a row that lives on is pushed again when its entry comes up.
+        if old is None and isinstance(expires, int):
+            heapq.heappush(self._expiries, (expires, key))
+        self._sweep(now_ms)
+
+    def _sweep(self, now_ms: int) -> None:
+        for _ in range(SWEEP_PER_WRITE):
+            if not self._expiries or self._expiries[0][0] > now_ms:
+                return
+            _, key = heapq.heappop(self._expiries)
+            row = self._rows.get(key)
+            if row is None:
+                continue
+            expires = row[EXPIRES]
+            if isinstance(expires, int) and expires > now_ms:
+                heapq.heappush(self._expiries, (expires, key))
+            else:
+                del self._rows[key]
+
+    def wait(self, key: str, *, since: int, timeout_ms: int) -> bool:
+        """See :meth:`Store.wait`."""
+        return self._bell.wait(key, since, timeout_ms)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, Row]]:
+        """See :meth:`Store.scan`; a snapshot taken at the call."""
+        with self._lock:
+            rows = list(self._rows.items())
+        now_ms = self._clock()
+        return (
+            (key, row) for key, row in rows if key.startswith(prefix) and live(row, now_ms)
+        )
+
+    def health(self) -> Health:
+        """See :meth:`Store.health`."""
+        return Health("memory", ok=True, latency_ms=0.0, detail=f"{len(self._rows)} rows")
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._rows.clear()
+            self._expiries.clear()
+
+
+def from_url(url: str) -> MemoryStore:
+    """Make the store for ``memory://``, which takes no options."""
+    if url not in {"memory:", "memory://"}:
+        raise ConfigError(f"{url!r}: memory:// takes neither a path nor options")
+    return MemoryStore()
