@@ -22,7 +22,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bare lowest check faults bench format clean
+.PHONY: help demo test lint style layers types docs bare lowest check faults bench format clean
 
 help: ## list the targets
 	@echo "make <target> [PYTHON=python3.12]"
@@ -33,12 +33,18 @@ demo: $(VENV)/.demo ## payments under four workers and a hostile client [STORE=r
 
 test: lint docs bare lowest check ## everything that must hold before a change goes in
 
-lint: $(VENV)/.dev ## style, types and layers
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/lint-imports
+lint: style layers types ## style, layers and types
+
+style: $(VENV)/.dev
+	$(BIN)/ruff check --output-format concise
+	$(BIN)/ruff format --check --output-format concise
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports --no-cache
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.dev ## build the documentation; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -n -b html docs docs/_build/html
@@ -52,8 +58,9 @@ lowest: $(LOWEST)/.dev ## the tests with the lowest supported versions
 check: $(VENV)/.dev ## the tests, the short fault tests among them, and the bars for coverage
 	@rm -f .coverage .coverage.*
 	$(BIN)/python $(PYTEST) -n $(WORKERS) --cov --cov-report=
-	@$(BIN)/python -m coverage report --include='*/demijohn/core/*,*/demijohn/stores/*' --fail-under=100
 	@$(BIN)/python -m coverage report --fail-under=95
+	@$(BIN)/python -m coverage report --include='*/demijohn/core/*,*/demijohn/stores/*' \
+		--fail-under=100
 
 faults: $(VENV)/.dev ## the long fault campaigns
 	$(BIN)/python -m pytest tests/faults --timeout=3600

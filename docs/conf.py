@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+from typing import TYPE_CHECKING
+
+from sphinx.util.nodes import make_refnode
+
 from demijohn import __version__
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 project = "Demijohn"
 author = "The Demijohn maintainers"
@@ -32,8 +43,30 @@ napoleon_custom_sections = [("Source", "notes")]
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(flask|werkzeug|jinja2|click|blinker|msgspec|redis|httpx|requests)(\..*)?"),
-    (r"py:.*", r"(collections|concurrent|contextlib|datetime|enum|pathlib|threading|types|typing)\..*"),
-    # Builtins, and what is private or a type variable: named in signatures, documented nowhere.
-    (r"py:class", r"[A-Za-z]+|(.*\.)?_\w+"),
-    (r"py:(exc|data|obj|func|meth)", r"[A-Za-z]+"),
+    (r"py:.*", r"(collections|contextlib|datetime|enum|pathlib|threading|types|typing)\..*"),
+    (r"py:.*", r"Blueprint|Flask|HTTPException|Request|Response|WSGIEnvironment"),
+    (r"py:.*", "|".join(dir(builtins))),
+    # What is private, and type variables: named in signatures, documented nowhere.
+    (r"py:(class|obj)", r"(.*\.)?(_\w+|[A-Z])"),
 ]
+
+
+def find_by_last_names(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
+) -> Element | None:
+    """Resolve ``Store.run``, written in any module, if it can mean one thing only."""
+    if node.get("refdomain") != "py":
+        return None
+    tail = f".{node['reftarget']}"
+    objects = env.domains.python_domain.objects
+    found = [name for name, entry in objects.items() if name.endswith(tail) and not entry.aliased]
+    if len(found) != 1:
+        return None
+    (name,) = found
+    page, anchor = objects[name].docname, objects[name].node_id
+    return make_refnode(app.builder, node["refdoc"], page, anchor, content, name)
+
+
+def setup(app: Sphinx) -> None:
+    """Let Sphinx call what stands here."""
+    app.connect("missing-reference", find_by_last_names)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, Unpack
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("demijohn.testing")  # the contracts that stores inherit
+
 from tests import servers
 from tests.servers import RedisCluster, RedisSentinel, RedisServer
 from tests.serving import Options, Serve, Served
