@@ -1,0 +1,207 @@
+"""Is it the same request? One SHA-256 digest of what a request asks for.
+
+Two requests that a client would call the same must agree: the order of JSON members, white space,
+the order of query arguments and form fields, and a browser's random multipart boundary make no
+difference. Everything else does: numbers count as they are written (``1`` is not ``1.0``), and
+each part is length-prefixed, so that no two different requests run together.
+
+Bodies that are too large for memory are digested while they are moved to a temporary file, from
+which the view then reads as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import parse_qsl
+
+import msgspec
+from werkzeug.wsgi import get_input_stream
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from flask import Request
+
+Fingerprint: TypeAlias = "Callable[[Request], str | bytes] | Sequence[str]"
+"""What makes two requests the same: a function of the request, or JSON Pointers (RFC 6901) to the
+members of a JSON body that count."""
+
+IN_MEMORY: Final = 512 * 1024
+"""Bodies of more bytes than this, or of unknown length, go through a temporary file."""
+_CHUNK: Final = 64 * 1024
+
+_FORMS: Final = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
+
+
+def _number_as_written(text: str) -> msgspec.Raw:
+    return msgspec.Raw(text.encode())
+
+
+_json_decoder = msgspec.json.Decoder(float_hook=_number_as_written)
+_json_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def canonical_json(body: bytes) -> bytes | None:
+    """Return ``body`` with sorted members and without white space, numbers as written.
+
+    Returns:
+        ``None`` when it is not JSON (RFC 8259).
+    """
+    try:
+        return _json_encoder.encode(_json_decoder.decode(body))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
+        return None
+
+
+def _feed(digest: hashlib._Hash, *parts: bytes) -> None:
+    for part in parts:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+
+
+def of_request(
+    request: Request, *, how: Fingerprint | None = None, key_field: str | None = None
+) -> bytes:
+    """Return the 32 byte fingerprint of ``request``.
+
+    Args:
+        request: the current request; its body stays readable.
+        how: what counts of the body, instead of all of it.
+        key_field: a form field and query argument that carries the key, and does not count.
+    """
+    digest = hashlib.sha256()
+    query = _sorted_query(request.environ.get("QUERY_STRING", ""), key_field)
+    _feed(digest, request.method.encode(), request.path.encode("utf-8", "surrogatepass"), *query)
+    if callable(how):
+        chosen = how(request)
+        _feed(digest, b"own", chosen.encode() if isinstance(chosen, str) else bytes(chosen))
+    elif how is not None:
+        _feed(digest, b"pointers", *_pointed_at(request, how))
+    else:
+        _feed_body(digest, request, key_field)
+    return digest.digest()
+
+
+def _sorted_query(query: str, key_field: str | None) -> list[bytes]:
+    if not query:
+        return []
+    pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    return _sorted_pairs((name, value) for name, value in pairs if name != key_field)
+
+
+def _sorted_pairs(pairs: Iterable[tuple[str, str]]) -> list[bytes]:
+    # Sorted by name only: the order of the values of one name may mean something.
+    ordered = sorted(pairs, key=lambda pair: pair[0])
+    return [text.encode("utf-8", "surrogateescape") for pair in ordered for text in pair]
+
+
+def _feed_body(digest: hashlib._Hash, request: Request, key_field: str | None) -> None:
+    content_type = request.mimetype
+    _feed(digest, content_type.encode())
+    if content_type in _FORMS:
+        _feed(digest, b"form", *_form_parts(request, key_field))
+        return
+    if not _fits_in_memory(request):
+        _feed(digest, b"raw", _digest_through_file(request))
+        return
+    body = request.get_data(cache=True)
+    if content_type == "application/json" or content_type.endswith("+json"):
+        canonical = canonical_json(body)
+        if canonical is not None:
+            _feed(digest, b"json", hashlib.sha256(canonical).digest())
+            return
+    _feed(digest, b"raw", hashlib.sha256(body).digest())
+
+
+def _form_parts(request: Request, key_field: str | None) -> Iterator[bytes]:
+    fields = request.form.items(multi=True)
+    yield from _sorted_pairs((name, value) for name, value in fields if name != key_field)
+    files = sorted(request.files.items(multi=True), key=lambda item: item[0])
+    for name, file in files:
+        yield from (b"file", name.encode(), (file.filename or "").encode())
+        yield (file.mimetype or "").encode()
+        yield _digest_file(file.stream)
+
+
+def _digest_file(stream: IO[bytes]) -> bytes:
+    """Digest what an upload holds, and put its reader back to the start."""
+    stream.seek(0)
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    stream.seek(0)
+    return digest.digest()
+
+
+def _fits_in_memory(request: Request) -> bool:
+    length = request.content_length
+    if length is None:
+        return not request.environ.get("wsgi.input_terminated", False)
+    return length <= IN_MEMORY
+
+
+def _digest_through_file(request: Request) -> bytes:
+    """Move the body to a temporary file while digesting it; the view reads it from there.
+
+    The limit on the length (``MAX_CONTENT_LENGTH``) holds here as it would for the view.
+    """
+    source = get_input_stream(request.environ, max_content_length=request.max_content_length)
+    spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+    digest = hashlib.sha256()
+    size = 0
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        spool.write(chunk)
+        size += len(chunk)
+    spool.seek(0)
+    request.environ["wsgi.input"] = spool
+    # werkzeug reads the length again from here when the view asks for the body.
+    request.environ["CONTENT_LENGTH"] = str(size)
+    request.__dict__.pop("stream", None)
+    return digest.digest()
+
+
+# --- JSON Pointers (RFC 6901) -------------------------------------------------------------------
+
+
+def parse_pointers(pointers: Sequence[str]) -> tuple[str, ...]:
+    """Check JSON Pointers when they are configured.
+
+    Raises:
+        ConfigError: one of them is not a pointer.
+    """
+    for pointer in pointers:
+        if not isinstance(pointer, str) or (pointer and not pointer.startswith("/")):
+            raise ConfigError(
+                f"fingerprint: {pointer!r} is not a JSON Pointer; one looks like '/amount'"
+            )
+    return tuple(pointers)
+
+
+def _pointed_at(request: Request, pointers: Sequence[str]) -> Iterator[bytes]:
+    try:
+        document = _json_decoder.decode(request.get_data(cache=True))
+    except (msgspec.MsgspecError, RecursionError):
+        # Not JSON: then all of it counts, so that it matches nothing but itself.
+        yield hashlib.sha256(request.get_data(cache=True)).digest()
+        return
+    for pointer in pointers:
+        found = list(_look_up(document, pointer))
+        yield pointer.encode()
+        yield _json_encoder.encode(found)
+
+
+def _look_up(document: Any, pointer: str) -> Iterator[Any]:
+    """Yield what ``pointer`` names, or nothing: an absent member differs from a null one."""
+    for step in pointer.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(document, dict) and name in document:
+            document = document[name]
+        elif isinstance(document, list) and name.isdigit() and int(name) < len(document):
+            document = document[int(name)]
+        else:
+            return
+    yield document

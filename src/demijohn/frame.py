@@ -1,0 +1,142 @@
+"""A stored response: a version byte, then status, headers and body as msgpack.
+
+Nothing in a frame can execute, and a frame of another version is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+from flask import Flask, Response
+from werkzeug.datastructures import Headers
+
+from .errors import CorruptRecord
+
+VERSION: Final = b"\x01"
+
+NEVER_STORED: Final = frozenset(
+    {
+        # Hop-by-hop: they describe one connection (RFC 9110, 7.6.1).
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        # They describe one message; a replay is another.
+        "content-length",
+        "date",
+        "server",
+        # They belong to the request that was answered, not to the result.
+        "set-cookie",
+        "x-request-id",
+        "x-correlation-id",
+        "request-id",
+        "traceparent",
+        "tracestate",
+        "server-timing",
+        "ratelimit",
+        "ratelimit-policy",
+    }
+)
+NEVER_STORED_PREFIXES: Final = ("ratelimit-", "x-ratelimit-", "x-rate-limit-")
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """A response at rest. ``body`` is ``None`` where it was too large to keep."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def encode(frame: Frame) -> bytes:
+    """Return the bytes of ``frame``."""
+    return VERSION + _encoder.encode(frame)
+
+
+def decode(data: bytes) -> Frame:
+    """Return the frame in ``data``.
+
+    Raises:
+        CorruptRecord: it is empty, truncated, altered, or of another version.
+    """
+    if data[:1] != VERSION:
+        version = data[0] if data else "none"
+        raise CorruptRecord(f"stored response has version {version}; this release reads 1")
+    try:
+        frame = _decoder.decode(memoryview(data)[1:])
+    except msgspec.DecodeError as error:
+        raise CorruptRecord(f"stored response cannot be read: {error}") from error
+    if not 100 <= frame.status <= 599:
+        raise CorruptRecord(f"stored response has the impossible status {frame.status}")
+    return frame
+
+
+def storable_headers(headers: Headers, also_drop: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return the headers that belong to the result and not to one message or one caller."""
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in NEVER_STORED
+        and lower not in also_drop
+        and not lower.startswith(NEVER_STORED_PREFIXES)
+    ]
+
+
+def from_response(
+    response: Response, body: bytes | None, *, max_body: int, also_drop: Collection[str] = ()
+) -> Frame:
+    """Make the frame of ``response``.
+
+    Args:
+        response: gives status and headers.
+        body: what was sent; ``None`` if it was too large to be collected.
+        max_body: the largest body that is kept, in bytes.
+        also_drop: further header names, lower case, that are not stored.
+    """
+    headers = storable_headers(response.headers, also_drop)
+    if body is not None and (coding := response.headers.get("Content-Encoding")):
+        plain = _identity(body, coding.strip().lower(), max_body)
+        if plain is not None:
+            body = plain
+            headers = [pair for pair in headers if pair[0].lower() != "content-encoding"]
+    if body is not None and len(body) > max_body:
+        body = None
+    return Frame(response.status_code, headers, body)
+
+
+def _identity(body: bytes, coding: str, max_body: int) -> bytes | None:
+    """Undo a content coding, so that a replay suits a client that accepts others.
+
+    An unknown coding, damaged data and data that grows past ``max_body`` give ``None``: then the
+    body is kept as it was sent, with its coding named.
+    """
+    if coding not in {"gzip", "x-gzip", "deflate"}:
+        return None
+    decompressor = zlib.decompressobj(wbits=47)  # gzip or zlib, told apart by their headers
+    try:
+        plain = decompressor.decompress(body, max_body + 1)
+    except zlib.error:
+        return None
+    return plain if decompressor.eof and not decompressor.unused_data else None
+
+
+def to_response(frame: Frame, app: Flask) -> Response:
+    """Make a response of ``app``'s class from a frame that has kept its body."""
+    response = app.response_class(frame.body or b"", status=frame.status)
+    length = response.headers.get("Content-Length")
+    response.headers = Headers(frame.headers)
+    if length is not None:
+        response.headers["Content-Length"] = length
+    return response
