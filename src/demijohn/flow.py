@@ -1,0 +1,122 @@
+"""The words in which a policy and the guard speak to each other.
+
+A policy's flow for one call is a generator without I/O. It yields *commands* and gets their
+results back:
+
+===================================  ==============================================================
+``Step``                             decided by the policy's store; gives its ``Outcome``, or
+                                     raises ``StoreError`` at the ``yield``
+``PROCEED``                          the view runs; gives a :class:`Result`
+:class:`Wait`                        blocks until a key is woken; gives whether it was
+:class:`~demijohn.streams.Collect`   after the view: gives the streamed body when it was sent
+===================================  ==============================================================
+
+Returning a response, or raising an HTTP exception, answers the request; returning ``None`` leaves
+the answer as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from flask import Flask, Request, Response, g
+
+from .core.step import Outcome, Step
+from .principal import Principal, PrincipalHook, resolve
+from .stores import Store
+from .streams import Collect, Collected
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Command: let the view run; the result is a :class:`Result`."""
+
+
+PROCEED: Final = Proceed()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Command: block until ``key`` is woken; the result is whether it was.
+
+    See :meth:`Store.wait` for the arguments.
+    """
+
+    key: str
+    since: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the view ended: its response, and the exception where that was rendered from one.
+
+    ``response`` is ``None`` where an exception is on its way past Flask, to the server or a
+    debugger. ``by_view`` is false when another policy answered in the view's place.
+    """
+
+    response: Response | None
+    exception: Exception | None = None
+    by_view: bool = True
+
+
+Command: TypeAlias = "Step | Proceed | Wait | Collect"
+Reply: TypeAlias = "Outcome | Result | Collected | bool | None"
+Flow: TypeAlias = Generator[Command, Any, Response | None]
+
+
+class State:
+    """Demijohn's one object on ``flask.g``, where capabilities keep what lives as long as it."""
+
+    __slots__ = ("idempotency", "principal", "unrendered")
+
+    def __init__(self) -> None:
+        self.principal: Principal | None = None
+        self.idempotency: object = None
+        self.unrendered: object = None
+
+
+def state() -> State:
+    """Return the state of the current request, made at the first use."""
+    found = g.get("_demijohn")
+    if found is None:
+        found = g._demijohn = State()
+    return cast("State", found)
+
+
+class Call:
+    """One request on its way through one guard."""
+
+    __slots__ = ("_hook", "app", "request")
+
+    def __init__(self, app: Flask, request: Request, hook: PrincipalHook | None) -> None:
+        self.app = app
+        self.request = request
+        self._hook = hook
+
+    @property
+    def principal(self) -> Principal:
+        """Who calls; the hook is asked once a request."""
+        current = state()
+        if current.principal is None:
+            current.principal = resolve(self._hook, self.request)
+        return current.principal
+
+
+class BoundPolicy(Protocol):
+    """A policy with the settings and the store of one application."""
+
+    @property
+    def store(self) -> Store:
+        """Where the flow's steps are decided."""
+        ...
+
+    def flow(self, call: Call) -> Flow | None:
+        """Return the flow for one call, ``None`` if the call is no concern of this policy.
+
+        Raises:
+            HTTPException: the call is refused before anything is decided.
+        """
+        ...

@@ -1,0 +1,428 @@
+"""The one wrapper around a view, and the flows that pass through it.
+
+Theory of operation. A *policy* is what one decorator means. For one call it is a *flow*: a
+generator without I/O that yields commands and gets their results back, as ``auth_flow`` does in
+httpx, so that it reads from top to bottom::
+
+    def flow(self, call):
+        outcome = yield take(...)         # a Step: decided before the view
+        if outcome.status == "refused":
+            return refusal                # answers instead of the view
+        result = yield PROCEED            # the view runs
+        yield refund(...)                 # a Step: decided after the view
+
+The :class:`Guard` collects the first step of every flow and has each store decide all of its
+steps in one trip; after the view it does the same again. Flows run in :data:`ORDER`, however the
+decorators were written. What a flow answers ends the flows behind it, and those before it learn
+of the answer as if the view had given it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+
+from flask import Blueprint, Flask, Response, after_this_request, current_app, g, request
+from werkzeug.exceptions import HTTPException
+
+from .core.step import Step
+from .errors import StoreError, UsageError
+from .extension import ORDER, Binding, Policy
+from .flow import BoundPolicy, Call, Command, Flow, Reply, Result, Wait, state
+from .stores import Store
+from .streams import Collect, Collected, collecting
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+Answer: TypeAlias = "Response | HTTPException"
+
+
+class _Run:
+    """One flow in progress: its command to be carried out, or its answer."""
+
+    __slots__ = ("answer", "command", "done", "error", "flow", "store")
+
+    def __init__(self, flow: Flow, store: Store) -> None:
+        self.flow = flow
+        self.store = store
+        self.command: Command | None = None
+        self.answer: Response | None = None
+        self.error: HTTPException | None = None
+        self.done = False
+        self.send(None)
+
+    def send(self, reply: Reply) -> None:
+        self._advance(self.flow.send, reply)
+
+    def throw(self, error: StoreError) -> None:
+        self._advance(self.flow.throw, error)
+
+    def _advance(self, how: Callable[[Any], Command], value: object) -> None:
+        try:
+            self.command = how(value)
+        except StopIteration as end:
+            self.command, self.answer, self.done = None, end.value, True
+        except HTTPException as refusal:
+            self.command, self.error, self.done = None, refusal, True
+
+    @property
+    def ended(self) -> Answer | None:
+        return self.answer or self.error
+
+    def settle(self) -> None:
+        """Carry out what this flow wants for itself alone, until it proceeds or ends."""
+        while isinstance(self.command, Step | Wait):
+            command = self.command
+            try:
+                if isinstance(command, Wait):
+                    reply: Reply = self.store.wait(
+                        command.key, since=command.since, timeout_ms=command.timeout_ms
+                    )
+                else:
+                    reply = self.store.run([command])[0]
+            except StoreError as error:
+                self.throw(error)
+            else:
+                self.send(reply)
+
+
+def _one_trip(runs: Sequence[_Run]) -> None:
+    """Have each store decide the waiting steps of ``runs`` in one trip, and tell the flows.
+
+    Where an outcome halts, the flows behind it are not told anything.
+    """
+    waiting = [run for run in runs if isinstance(run.command, Step)]
+    while waiting:
+        store = waiting[0].store
+        group = [run for run in waiting if run.store is store]
+        waiting = [run for run in waiting if run.store is not store]
+        try:
+            outcomes = store.run([run.command for run in group if isinstance(run.command, Step)])
+        except StoreError as error:
+            for run in group:
+                run.throw(error)
+            continue
+        for run, outcome in zip(group, outcomes, strict=False):
+            run.send(outcome)
+        if outcomes[-1].halts:
+            return
+
+
+class _Passage:
+    """One call through one guard, from the first flow's start to the last flow's end."""
+
+    __slots__ = ("active", "policies")
+
+    def __init__(self, policies: Sequence[BoundPolicy]) -> None:
+        self.policies = policies
+        self.active: list[_Run] = []
+
+    def enter(self, call: Call) -> Answer | None:
+        """Decide before the view; an answer means that the view does not run."""
+        early = self._start(call)
+        if not self.active:
+            return early
+        _one_trip(self.active)
+        for index, run in enumerate(self.active):
+            run.settle()
+            if run.ended is not None:
+                return self._answered(run.ended, index)
+        self.active = [run for run in self.active if not run.done]
+        if early is not None:
+            return self._answered(early, len(self.active))
+        return None
+
+    def _start(self, call: Call) -> Answer | None:
+        for policy in self.policies:
+            try:
+                flow = policy.flow(call)
+            except HTTPException as refusal:
+                return refusal
+            if flow is None:
+                continue
+            run = _Run(flow, policy.store)
+            if run.ended is not None:
+                return run.ended
+            if not run.done:
+                self.active.append(run)
+        return None
+
+    def _answered(self, answer: Answer, index: int) -> Answer:
+        """Tell the flows before ``index`` what was answered; those behind it never began."""
+        for run in self.active[index + 1 :]:
+            run.flow.close()
+        self.active = [run for run in self.active[:index] if not run.done]
+        if self.active:
+            response = answer if isinstance(answer, Response) else None
+            error = answer if isinstance(answer, HTTPException) else None
+            self.leave(Result(response, error, by_view=False))
+        return answer
+
+    def leave(self, result: Result) -> Answer | None:
+        """Decide after the view, from the inside out; an answer replaces the view's response."""
+        runs = self.active[::-1]
+        self.active = []
+        for run in runs:
+            run.send(result)
+        _one_trip(runs)
+        replaced: Answer | None = None
+        for run in runs:
+            run.settle()
+            if run.ended is not None:
+                replaced = run.ended
+            elif isinstance(run.command, Collect) and result.response is not None:
+                collecting(result.response, run.command, functools.partial(_collected, run))
+        return replaced
+
+    def abandon(self) -> None:
+        """The process is being told to end inside the view: leave everything to the leases."""
+        for run in self.active[::-1]:
+            run.flow.close()
+        self.active = []
+
+
+def _collected(run: _Run, collected: Collected) -> None:
+    run.send(collected)
+    run.settle()
+
+
+class Guard:
+    """The policies of one view.
+
+    Args:
+        view: the view as it was written.
+        policies: in any order.
+    """
+
+    __slots__ = ("policies", "view", "wrapper")
+
+    def __init__(self, view: Callable[..., Any], policies: Sequence[Policy]) -> None:
+        self.view = view
+        self.policies = tuple(sorted(policies, key=lambda p: ORDER.index(p.capability)))
+        self.wrapper: Callable[..., Any] = self._wrap()
+        self.wrapper.__demijohn_guard__ = self  # type: ignore[attr-defined]
+
+    def _wrap(self) -> Callable[..., Any]:
+        view = self.view
+        if inspect.iscoroutinefunction(view):
+
+            @functools.wraps(view)
+            async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+                passage, answer = self._enter()
+                if answer is not None:
+                    return _give(answer)
+                if passage is None:
+                    return await view(*args, **kwargs)
+                try:
+                    value = await view(*args, **kwargs)
+                except BaseException as error:
+                    _failed(passage, error)
+                    raise
+                return _leave(passage, value)
+
+            return asynchronous
+
+        @functools.wraps(view)
+        def synchronous(*args: Any, **kwargs: Any) -> Any:
+            passage, answer = self._enter()
+            if answer is not None:
+                return _give(answer)
+            if passage is None:
+                return view(*args, **kwargs)
+            try:
+                value = view(*args, **kwargs)
+            except BaseException as error:
+                _failed(passage, error)
+                raise
+            return _leave(passage, value)
+
+        return synchronous
+
+    def _enter(self) -> tuple[_Passage | None, Answer | None]:
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        binding: Binding | None = app.extensions.get("demijohn")
+        if binding is None:
+            raise UsageError(
+                f"view {self.view.__qualname__!r} is decorated by Demijohn, but this application "
+                "is not bound: call Demijohn(app) or init_app(app)"
+            )
+        policies = binding.guards.get(self)
+        if policies is None:
+            policies = tuple(policy.bind(binding) for policy in self.policies)
+            binding.guards[self] = policies
+        passage = _Passage(policies)
+        call = Call(app, request._get_current_object(), binding.principal)  # type: ignore[attr-defined]
+        answer = passage.enter(call)
+        return (passage if passage.active else None), answer
+
+
+def _give(answer: Answer) -> Response:
+    if isinstance(answer, HTTPException):
+        raise answer
+    return answer
+
+
+def _leave(passage: _Passage, value: object) -> Response:
+    response = current_app.make_response(cast("Any", value))
+    replaced = passage.leave(Result(response))
+    return response if replaced is None else _give(replaced)
+
+
+def _failed(passage: _Passage, error: BaseException) -> None:
+    """Have the flows told when Flask has made a response of the exception.
+
+    The exception goes on its way: whoever is outside of the guard sees it, and the application's
+    error handlers are called once. Where no response is made of it, the end of the request tells
+    the flows. What is not an ``Exception`` ends the process, or this thread: that is no result.
+    """
+    if not isinstance(error, Exception):
+        passage.abandon()
+        return
+
+    def rendered(response: Response) -> Response:
+        state().unrendered = None
+        if not response.direct_passthrough:
+            response.make_sequence()  # an HTTPException renders itself as if it streamed
+        replaced = passage.leave(Result(response, error))
+        if isinstance(replaced, HTTPException):
+            return current_app.make_response(replaced)
+        return replaced or response
+
+    state().unrendered = (passage, error)
+    after_this_request(rendered)
+
+
+def finish_unrendered(_: BaseException | None) -> None:
+    """Tell the flows of an exception of which Flask made no response; a teardown function."""
+    found = g.get("_demijohn")
+    if found is not None and found.unrendered is not None:
+        (passage, error), found.unrendered = found.unrendered, None
+        passage.leave(Result(None, error))
+
+
+def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
+    """Add ``policy`` to ``view``, whose guard it shares if ``view`` is one.
+
+    A foreign decorator copies attributes of what it wraps, the mark of a guard among them; only a
+    view that *is* the guard's wrapper is merged with.
+
+    Raises:
+        UsageError: the view already has a policy of this capability, and one is the most.
+    """
+    guard = getattr(view, "__demijohn_guard__", None)
+    if not isinstance(guard, Guard) or guard.wrapper is not view:
+        return cast("Callable[P, R]", Guard(view, [policy]).wrapper)
+    if not policy.repeatable and any(p.capability == policy.capability for p in guard.policies):
+        raise UsageError(
+            f"view {guard.view.__qualname__!r} is decorated for {policy.capability} twice; "
+            "write all its options in one decorator"
+        )
+    return cast("Callable[P, R]", Guard(guard.view, [*guard.policies, policy]).wrapper)
+
+
+# --- guarded without a decorator ----------------------------------------------------------------
+
+
+def exempt(view: Callable[P, R], capability: str) -> Callable[P, R]:
+    """Mark ``view`` as not to be guarded by default for ``capability``."""
+    marks: frozenset[str] = getattr(view, "__demijohn_exempt__", frozenset())
+    view.__demijohn_exempt__ = marks | {capability}  # type: ignore[attr-defined]
+    return view
+
+
+def install(app: Flask) -> None:
+    """Register what the guards of ``app`` need besides themselves; once an application."""
+    if finish_unrendered not in app.teardown_request_funcs.get(None, ()):
+        app.teardown_request(finish_unrendered)
+
+
+def by_default(
+    app: Flask, binding: Binding, policy: Policy, blueprint: Blueprint | None = None
+) -> None:
+    """Guard every view of the application, or of ``blueprint``, that does not say otherwise."""
+    if not binding.defaults:
+        app.before_request(apply_defaults)
+    binding.defaults.append((blueprint, policy))
+
+
+def apply_defaults() -> None:
+    """Guard the current view by default, at its first request; a before-request function.
+
+    Routes may be added after the extension was bound, so that there is no earlier moment at
+    which all are known. A view that is decorated for a capability itself, or exempt, is not given
+    the default; the innermost blueprint's default wins over the outer one's and the application's.
+    """
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    binding: Binding = app.extensions["demijohn"]
+    endpoint = request.endpoint
+    if not binding.defaults or endpoint is None or endpoint in binding.defaulted:
+        return
+    view: Callable[..., Any] = app.view_functions[endpoint]
+    for policy in _defaults_for(binding, app, request.blueprints):
+        if not _speaks_for_itself(view, policy.capability):
+            methods = _deciding_methods(view, policy.capability)
+            view = guarded(view, _Except(policy, methods) if methods else policy)
+    app.view_functions[endpoint] = view
+    # Only now: a request that comes in between guards the view itself.
+    binding.defaulted.add(endpoint)
+
+
+def _defaults_for(binding: Binding, app: Flask, names: Sequence[str]) -> list[Policy]:
+    scopes: list[object] = [*(app.blueprints[name] for name in names), None]
+    chosen: dict[str, Policy] = {}
+    for scope in scopes:
+        for blueprint, policy in binding.defaults:
+            if blueprint is scope:
+                chosen.setdefault(policy.capability, policy)
+    return list(chosen.values())
+
+
+def _speaks_for_itself(view: object, capability: str) -> bool:
+    """Whether ``view``, or what it wraps, is decorated for ``capability`` or exempt from it."""
+    while view is not None:
+        if capability in getattr(view, "__demijohn_exempt__", ()):
+            return True
+        guard = getattr(view, "__demijohn_guard__", None)
+        if isinstance(guard, Guard) and any(p.capability == capability for p in guard.policies):
+            return True
+        view = getattr(view, "__wrapped__", None)
+    return False
+
+
+def _deciding_methods(view: object, capability: str) -> frozenset[str]:
+    """Return the HTTP methods of a class-based view whose functions speak for themselves."""
+    methods = getattr(view, "methods", None) or ()
+    view_class = getattr(view, "view_class", None)
+    return frozenset(
+        method
+        for method in methods
+        if _speaks_for_itself(getattr(view_class, method.lower(), None), capability)
+    )
+
+
+class _Except:
+    """A default policy that leaves some methods of a class-based view to themselves."""
+
+    repeatable = False
+
+    def __init__(self, policy: Policy, methods: frozenset[str]) -> None:
+        self.capability = policy.capability
+        self._policy = policy
+        self._methods = methods
+
+    def bind(self, binding: Binding) -> BoundPolicy:
+        return _BoundExcept(self._policy.bind(binding), self._methods)
+
+
+class _BoundExcept:
+    def __init__(self, policy: BoundPolicy, methods: frozenset[str]) -> None:
+        self.store = policy.store
+        self._policy = policy
+        self._methods = methods
+
+    def flow(self, call: Call) -> Flow | None:
+        return None if call.request.method in self._methods else self._policy.flow(call)

@@ -1,0 +1,109 @@
+"""Responses that are made while they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Command: hand over the body when it has been sent; the result is a :class:`Collected`.
+
+    Args:
+        limit: the most bytes that are kept.
+        finish: whether the body is made to its end when the client goes away.
+    """
+
+    limit: int
+    finish: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What became of a streamed body.
+
+    Args:
+        body: all of it; ``None`` if it was larger than the limit.
+        complete: whether it was made to its end.
+    """
+
+    body: bytes | None
+    complete: bool
+
+
+class Tee:
+    """Passes a body on while collecting it, and reports once, when it is closed.
+
+    The server calls :meth:`close` in every case, also when the client goes away (PEP 3333).
+    """
+
+    def __init__(
+        self,
+        body: Iterator[bytes],
+        source: object,
+        command: Collect,
+        report: Callable[[Collected], None],
+    ) -> None:
+        self._body = body
+        self._source = source
+        self._command = command
+        self._report: Callable[[Collected], None] | None = report
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._exhausted = False
+        self._failed = False
+
+    def __iter__(self) -> Tee:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            part = next(self._body)
+        except StopIteration:
+            self._exhausted = True
+            raise
+        except BaseException:
+            self._failed = True
+            raise
+        self._keep(part)
+        return part
+
+    def _keep(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= self._command.limit:
+            self._parts.append(part)
+        else:
+            self._parts.clear()
+
+    def close(self) -> None:
+        """Report, after making the rest of the body if that was asked for."""
+        report, self._report = self._report, None
+        if report is None:
+            return
+        try:
+            if self._command.finish and not self._exhausted and not self._failed:
+                for _ in self:
+                    pass
+        finally:
+            self._close_body()
+            body = b"".join(self._parts) if self._size <= self._command.limit else None
+            report(Collected(body, self._exhausted))
+
+    def _close_body(self) -> None:
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+
+
+def collecting(
+    response: Response, command: Collect, report: Callable[[Collected], None]
+) -> None:
+    """Collect the body of ``response`` while it is sent, and report when it is closed."""
+    body = iter(response.iter_encoded())
+    response.response = Tee(body, response.response, command, report)
+    response.direct_passthrough = False
