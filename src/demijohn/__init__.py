@@ -1,5 +1,35 @@
-"""Flask, in a protective case: JSON APIs that are safe to retry."""
+"""Flask, in a protective case: JSON APIs that are safe to retry.
+
+The public names are loaded when they are first used, so that the clients in
+:mod:`demijohn.client` do not bring in Flask.
+"""
 
 from __future__ import annotations
 
-__version__ = "0.1.0.dev0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .app import Demijohn as Demijohn
+    from .idempotency import Idempotency as Idempotency
+    from .principal import Principal as Principal
+    from .problem import Problem as Problem
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Demijohn": "app",
+    "Idempotency": "idempotency",
+    "Principal": "principal",
+    "Problem": "problem",
+}
+
+__all__ = ["Demijohn", "Idempotency", "Principal", "Problem", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

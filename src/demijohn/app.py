@@ -1,0 +1,72 @@
+"""All capabilities, bound to an application by one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+
+from .errors import ConfigError
+from .extension import StoreLocation, bind
+from .idempotency import Idempotency, Options
+from .principal import PrincipalHook
+from .problem import problem_for
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Demijohn:
+    """Binds every capability to an application, and offers their decorators.
+
+    Args:
+        app: the application; without one, call :meth:`init_app` later.
+        stores: as ``DEMIJOHN_STORES``: a store URL, or URLs by name.
+        principal: says who calls; see :data:`demijohn.principal.PrincipalHook`.
+        problems: whether all HTTP errors of the application become problem details (RFC 9457),
+            not only Demijohn's own; else as ``DEMIJOHN["problems"]``.
+        idempotency: options that override ``DEMIJOHN_IDEMPOTENCY``.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        stores: Mapping[str, StoreLocation] | str | None = None,
+        principal: PrincipalHook | None = None,
+        problems: bool | None = None,
+        idempotency: Options | None = None,
+    ) -> None:
+        if principal is not None and not callable(principal):
+            raise ConfigError("Demijohn(principal=...) must be callable")
+        self._stores = {"default": stores} if isinstance(stores, str) else stores
+        self._principal = principal
+        self._problems = problems
+        self.idempotency = Idempotency(**(idempotency or {}))
+        self.idempotent = self.idempotency.idempotent
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Bind to ``app``, whose configuration is read now.
+
+        Raises:
+            ConfigError: a setting is unknown or wrong; then nothing was registered.
+        """
+        binding = bind(app, stores=self._stores)
+        if self._principal is not None:
+            binding.principal = self._principal
+        if self._problems is not None:
+            binding.problems = self._problems
+        self.idempotency.init_app(app, binding)
+        if binding.problems:
+            app.register_error_handler(HTTPException, problem_for)
+
+    def exempt(self, view: Callable[P, R]) -> Callable[P, R]:
+        """Leave ``view`` out of every default."""
+        return self.idempotency.exempt(view)

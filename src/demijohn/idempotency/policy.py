@@ -1,0 +1,474 @@
+"""The flow of one idempotent request, from key to stored response."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from blinker import Signal
+from flask import Response
+
+from .. import fingerprint, frame
+from ..core import idempotency as core
+from ..core.step import Outcome, Step
+from ..errors import CorruptRecord, StoreError, StoreTimeout
+from ..flow import PROCEED, Call, Command, Flow, Result, Wait, state
+from ..keeper import Keeper
+from ..stores import Store
+from ..streams import Collect, Collected
+from . import refusals, signals
+from .current import Attempt
+from .keys import KeyFinder, KeySources, check
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from flask import Request
+
+log = logging.getLogger("demijohn.idempotency")
+
+LOOK_AGAIN_MS: Final = 1000
+"""A waiter looks again this often, even if nothing has woken it."""
+LONGEST_RETRY_AFTER_S: Final = 5
+DELIVER_FOR_MS: Final = 15 * 60 * 1000
+_PREFER_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*(\d{1,9})\s*(?:$|[,;])", re.IGNORECASE)
+
+
+class Waiters:
+    """How many duplicates wait in this process, and how many may.
+
+    Args:
+        most: at once, for all keys.
+        most_per_key: at once, for one key.
+    """
+
+    def __init__(self, most: int, most_per_key: int) -> None:
+        self._most = most
+        self._most_per_key = most_per_key
+        self._lock = threading.Lock()
+        self._by_key: Counter[str] = Counter()
+        self._all = 0
+
+    @contextmanager
+    def place(self, key: str) -> Iterator[bool]:
+        """Take a place for the time of the block; false if there is none."""
+        with self._lock:
+            taken = self._all < self._most and self._by_key[key] < self._most_per_key
+            if taken:
+                self._all += 1
+                self._by_key[key] += 1
+        try:
+            yield taken
+        finally:
+            if taken:
+                with self._lock:
+                    self._all -= 1
+                    self._by_key[key] -= 1
+                    if not self._by_key[key]:
+                        del self._by_key[key]
+
+
+class _Claim:
+    """One request's hold, or attempted hold, on its key."""
+
+    __slots__ = ("attempt", "call", "endpoint", "fingerprint", "key", "names", "token")
+
+    def __init__(self, call: Call, key: str, names: tuple[str, ...], digest: bytes) -> None:
+        self.call = call
+        self.key = key
+        self.names = names
+        self.fingerprint = digest
+        self.token = secrets.token_bytes(16)
+        self.endpoint = call.request.endpoint
+        self.attempt = Attempt(key, names[0])
+
+    @property
+    def name(self) -> str:
+        return self.attempt.key_name
+
+    def tell(self, signal: Signal, **details: Any) -> None:
+        if signal.receivers:
+            signal.send(
+                self.call.app,
+                key_name=self.name,
+                endpoint=self.endpoint,
+                attempt=self.attempt.attempt,
+                fence=self.attempt.fence,
+                **details,
+            )
+
+
+class BoundIdempotency:
+    """Idempotency for one view, or for several that share settings, in one application.
+
+    Args:
+        settings: of this view.
+        store: where the keys lie.
+        row_secrets: under which row names are hidden; the first is the current one.
+        keeper: renews the leases.
+        waiters: counts those who wait in this process.
+        finders: the application's own ways to find a key.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        row_secrets: tuple[bytes, ...],
+        keeper: Keeper,
+        waiters: Waiters,
+        finders: tuple[KeyFinder, ...],
+    ) -> None:
+        self.store = store
+        self._settings = settings
+        self._methods = frozenset(settings.methods)
+        self._sources = KeySources(settings.key_headers, settings.key_field, finders)
+        self._secrets = row_secrets
+        self._keeper = keeper
+        self._waiters = waiters
+
+    # --- before the view ------------------------------------------------------------------------
+
+    def flow(self, call: Call) -> Flow | None:
+        """See :meth:`BoundPolicy.flow`."""
+        if call.request.method not in self._methods:
+            return None
+        key = self._sources.find(call.request)
+        if key is None:
+            if self._settings.required:
+                raise refusals.KeyMissing(
+                    "Send an Idempotency-Key header with a value that is new for each operation "
+                    "and the same for each retry of it, such as a UUID."
+                )
+            return None
+        if isinstance(state().idempotency, Attempt):
+            return None  # a guard within a guard: the outer one has the key
+        return self._flow(self._claim(call, key))
+
+    def _claim(self, call: Call, key: str) -> _Claim:
+        settings = self._settings
+        principal = call.principal
+        check(
+            key,
+            longest=settings.max_key_length,
+            pattern=settings.key_pattern,
+            anonymous=principal.anonymous,
+        )
+        if principal.anonymous and settings.anonymous == "refuse":
+            raise refusals.CallerUnknown(
+                "Responses of this endpoint are stored for known callers only: send credentials."
+            )
+        scope = settings.scope(call.request) if settings.scope else ""
+        digest = fingerprint.of_request(
+            call.request, how=settings.fingerprint, key_field=settings.key_field
+        )
+        return _Claim(call, key, row_names(self._secrets, principal.key, scope, key), digest)
+
+    def _begin(self, claim: _Claim) -> Step:
+        return core.begin(
+            claim.names,
+            fingerprint=claim.fingerprint,
+            token=claim.token,
+            lease_ms=self._settings.lease_ms,
+            retain_ms=self._settings.retain_ms,
+            on_lost=self._settings.on_lost,
+            inbox=self.store.inbox,
+        )
+
+    def _flow(self, claim: _Claim) -> Flow:
+        mark = self.store.mark
+        try:
+            outcome: Outcome = yield self._begin(claim)
+            if outcome.status == "busy":
+                outcome = yield from self._wait(claim, mark, outcome)
+            answer = self._answer(claim, outcome)
+        except StoreError as error:
+            self._store_failed(claim, error)
+            return None  # open: the view runs unprotected
+        if answer is not None:
+            return answer
+        return (yield from self._run(claim, outcome))
+
+    def _store_failed(self, claim: _Claim, error: StoreError) -> None:
+        """Refuse the request, unless it may run unprotected."""
+        claim.tell(signals.store_failed, error=error, phase="before")
+        corrupt = isinstance(error, CorruptRecord)
+        if corrupt:
+            claim.tell(signals.corrupt, error=error)
+        if self._settings.on_store_failure == "open":
+            log.warning("running %s unprotected: %s", claim.endpoint, error)
+            claim.tell(signals.unprotected, error=error)
+            return
+        if corrupt:
+            log.error("idempotency record of %s is unreadable: %s", claim.endpoint, error)
+            raise refusals.RecordUnreadable(
+                "This operation may have been carried out. Ask before repeating it with a new key."
+            ) from error
+        if isinstance(error, StoreTimeout):
+            self._let_go_later(claim)
+        raise refusals.StoreUnavailableError(
+            "The request was not carried out. Try again with the same idempotency key.",
+            retry_after=1,
+        ) from error
+
+    def _let_go_later(self, claim: _Claim) -> None:
+        """Give back a claim that may have been made although its reply was lost."""
+        for name in claim.names:
+            self._keeper.deliver(
+                (claim.token, name),
+                self.store,
+                core.release(name, token=claim.token, retain_ms=self._settings.retain_ms),
+                for_ms=self._settings.lease_ms,
+                done=lambda outcome: None,
+            )
+
+    # --- meeting another request ----------------------------------------------------------------
+
+    def _wait(
+        self, claim: _Claim, mark: int, outcome: Outcome
+    ) -> Generator[Command, Any, Outcome]:
+        """Wait for the first request; the flow's part that ends with another outcome."""
+        wait_ms = self._patience_ms(claim.call.request)
+        name = claim.names[outcome.integer(0)]
+        started = time.monotonic()
+        if wait_ms == 0:
+            self._conflict(claim, outcome)
+        with self._waiters.place(name) as taken:
+            if not taken:
+                self._conflict(claim, outcome)
+            while outcome.status == "busy":
+                waited_ms = int((time.monotonic() - started) * 1000)
+                left_ms = wait_ms - waited_ms
+                if left_ms <= 0:
+                    claim.tell(signals.waited, waited_ms=waited_ms, status="busy")
+                    self._conflict(claim, outcome)
+                # When the lease should have ended it is worth a look, whatever was heard.
+                timeout_ms = min(left_ms, LOOK_AGAIN_MS, outcome.integer(1) + 1)
+                yield Wait(name, mark, timeout_ms)
+                mark = self.store.mark
+                outcome = yield self._begin(claim)
+        waited_ms = int((time.monotonic() - started) * 1000)
+        claim.tell(signals.waited, waited_ms=waited_ms, status=outcome.status)
+        return outcome
+
+    def _patience_ms(self, request: Request) -> int:
+        """Return how long this duplicate waits: ``Prefer: wait=N`` (RFC 7240) may shorten it."""
+        prefer = request.environ.get("HTTP_PREFER")
+        asked = _PREFER_WAIT.search(prefer) if prefer else None
+        if asked is None:
+            return self._settings.wait_ms
+        return min(self._settings.wait_ms, int(asked[1]) * 1000)
+
+    def _conflict(self, claim: _Claim, outcome: Outcome) -> NoReturn:
+        claim.tell(signals.conflicted)
+        raise _in_progress(outcome.integer(1))
+
+    def _answer(self, claim: _Claim, outcome: Outcome) -> Response | None:
+        """Return what answers in the view's place; ``None`` if the view runs."""
+        claim.attempt.key_name = claim.names[outcome.integer(0)]
+        match outcome.status:
+            case "run":
+                return None
+            case "replay":
+                return self._replay(claim, outcome.data(1))
+            case "mismatch":
+                claim.tell(signals.mismatched)
+                raise refusals.KeyReused(
+                    "This idempotency key was sent before with another method, path, query or "
+                    "body. Use a new key for a new operation, and the same request for a retry."
+                )
+            case "expired":
+                raise refusals.KeyExpired(
+                    "This idempotency key was used long ago, and its response is no longer kept. "
+                    "Use a new key for a new operation."
+                )
+            case _:
+                claim.tell(signals.unknown)
+                raise refusals.OutcomeUnknown(
+                    "The first request with this idempotency key was lost while it was being "
+                    "carried out. It will not run again until an operator has looked at it."
+                )
+
+    def _replay(self, claim: _Claim, data: bytes) -> Response:
+        stored = frame.decode(data)
+        if stored.body is None:
+            raise refusals.ResponseNotKept(
+                "The operation was carried out, but its response was too large to be kept.",
+                extensions={"original_status": stored.status},
+            )
+        response = frame.to_response(stored, claim.call.app)
+        response.headers["Idempotent-Replayed"] = "true"
+        response.headers["Cache-Control"] = "no-store"
+        claim.tell(signals.replayed)
+        return response
+
+    # --- around the view ------------------------------------------------------------------------
+
+    def _run(self, claim: _Claim, outcome: Outcome) -> Flow:
+        attempt = claim.attempt
+        attempt.fence, attempt.attempt = outcome.integer(1), outcome.integer(2)
+        state().idempotency = attempt
+        self._keep(claim)
+        try:
+            if outcome.integer(3):
+                log.warning("took over a lost request of %s", claim.endpoint)
+                claim.tell(signals.taken_over)
+            claim.tell(signals.begun)
+            result: Result = yield PROCEED
+            if _is_streamed(result):
+                return (yield from self._run_streamed(claim, result))
+            step = self._conclusion(claim, result)
+            return (yield from self._conclude(claim, step))
+        finally:
+            self._keeper.forget(claim.token)
+
+    def _keep(self, claim: _Claim) -> None:
+        lease_ms = self._settings.lease_ms
+
+        def lost() -> None:
+            claim.attempt.lose()
+            log.error("a running request of %s has lost its lease", claim.endpoint)
+            claim.tell(signals.lost)
+
+        renewal = core.renew(claim.name, token=claim.token, lease_ms=lease_ms)
+        self._keeper.keep(claim.token, self.store, renewal, lease_ms=lease_ms, lost=lost)
+
+    def _run_streamed(self, claim: _Claim, result: Result) -> Flow:
+        """Conclude when the body has been sent. The status is out by then: nothing is answered."""
+        response = result.response
+        assert response is not None
+        if not self._is_stored(claim, result):
+            return (yield from self._conclude(claim, self._release(claim)))
+        finish = self._settings.on_disconnect == "finish"
+        collected: Collected = yield Collect(self._settings.max_body, finish)
+        if not collected.complete and not claim.attempt.effects_are_done:
+            step = self._release(claim)
+        else:
+            body = collected.body if collected.complete else None
+            step = self._complete(claim, self._frame(response, body))
+        return (yield from self._conclude(claim, step, answered=True))
+
+    def _conclusion(self, claim: _Claim, result: Result) -> Step:
+        if not self._is_stored(claim, result):
+            return self._release(claim)
+        if result.response is None:
+            # The exception is on its way past Flask, and the effects have happened: a retry must
+            # hear of the failure, and not run.
+            return self._complete(claim, frame.Frame(500, [], b""))
+        body = result.response.get_data()
+        return self._complete(claim, self._frame(result.response, body))
+
+    def _is_stored(self, claim: _Claim, result: Result) -> bool:
+        if not result.by_view:
+            return False
+        if claim.attempt.effects_are_done:
+            return True
+        if result.response is None:
+            return False
+        return self._settings.store(result.response)
+
+    def _frame(self, response: Response, body: bytes | None) -> frame.Frame:
+        settings = self._settings
+        return frame.from_response(
+            response, body, max_body=settings.max_body, also_drop=settings.drop_headers
+        )
+
+    def _complete(self, claim: _Claim, stored: frame.Frame) -> Step:
+        settings = self._settings
+        return core.complete(
+            claim.name,
+            token=claim.token,
+            frame=frame.encode(stored),
+            ttl_ms=settings.ttl_ms,
+            retain_ms=settings.retain_ms,
+            tombstone_ms=settings.tombstone_ms,
+        )
+
+    def _release(self, claim: _Claim) -> Step:
+        return core.release(claim.name, token=claim.token, retain_ms=self._settings.retain_ms)
+
+    # --- after the view -------------------------------------------------------------------------
+
+    def _conclude(self, claim: _Claim, step: Step, *, answered: bool = False) -> Flow:
+        try:
+            outcome: Outcome = yield step
+        except StoreError as error:
+            self._conclude_later(claim, step, error)
+            return None
+        self._told(claim, outcome)
+        if outcome.status != "fenced" or answered:
+            return None
+        # Another request took over while this one ran: every client sees the winner's result.
+        state_now, data = outcome.integer(0), outcome.data(1)
+        if state_now == core.State.COMPLETED:
+            return self._replay(claim, data)
+        raise _in_progress(1000)
+
+    def _told(self, claim: _Claim, outcome: Outcome | None) -> None:
+        if outcome is None:
+            claim.tell(signals.lost)
+        elif outcome.status == "completed":
+            claim.tell(signals.completed)
+        elif outcome.status == "released":
+            claim.tell(signals.released)
+        else:
+            log.error("a late result of %s was refused: it had been taken over", claim.endpoint)
+            claim.tell(signals.fenced)
+
+    def _conclude_later(self, claim: _Claim, step: Step, error: StoreError) -> None:
+        """The view has run and its response goes out: keep the claim until it can be written."""
+        log.error("could not store the result of %s, trying on: %s", claim.endpoint, error)
+        claim.tell(signals.store_failed, error=error, phase="after")
+        keep_on = claim.token + b"late"
+        renewal = core.renew(claim.name, token=claim.token, lease_ms=self._settings.lease_ms)
+        lease_ms = self._settings.lease_ms
+        self._keeper.keep(keep_on, self.store, renewal, lease_ms=lease_ms, lost=lambda: None)
+
+        def done(outcome: Outcome | None) -> None:
+            self._keeper.forget(keep_on)
+            self._told(claim, outcome)
+
+        self._keeper.deliver(claim.token, self.store, step, for_ms=DELIVER_FOR_MS, done=done)
+
+
+def _is_streamed(result: Result) -> bool:
+    response = result.response
+    if response is None or not result.by_view:
+        return False
+    return response.is_streamed or response.direct_passthrough
+
+
+def _in_progress(lease_left_ms: int) -> refusals.InProgress:
+    """Word the 409. The lease bounds the time until a look is worth it; most views are quicker."""
+    seconds = min(-(-lease_left_ms // 1000), LONGEST_RETRY_AFTER_S)
+    return refusals.InProgress(
+        "The first request with this idempotency key is still running. Try again with the same "
+        "key to get its response.",
+        retry_after=max(1, seconds),
+    )
+
+
+def row_names(row_secrets: tuple[bytes, ...], caller: str, scope: str, key: str) -> tuple[str, ...]:
+    """Return the names of the row of a key, under the current secret and the earlier ones.
+
+    The names tell neither caller nor key to who reads the store. The part in braces is the same
+    under every secret, so that a Redis Cluster keeps them together; 16 bits of a checksum give
+    nothing away.
+    """
+    parts = (caller, scope, key)
+    message = b"".join(b"%d:%s" % (len(raw), raw) for raw in (part.encode() for part in parts))
+    tag = zlib.crc32(message) & 0xFFFF
+    return tuple(
+        f"idempotency:{{{tag:04x}}}:{hmac.digest(secret, message, hashlib.sha256)[:20].hex()}"
+        for secret in row_secrets
+    )
