@@ -34,6 +34,9 @@ class StoreError(DemijohnError):
 class StoreUnavailable(StoreError):
     """The store cannot be reached, refuses to write, or its circuit breaker is open."""
 
+    retry_after_ms: int | None = None
+    """In how many milliseconds a call may succeed, where that is known."""
+
 
 class StoreTimeout(StoreUnavailable):
     """The store did not answer within its deadline: the outcome is unknown."""
