@@ -17,3 +17,7 @@ class TestMemory(StoreContract):
         store = MemoryStore(clock=clock)
         yield store
         store.close()
+
+    def corrupt(self, store: Store, key: str) -> None:
+        assert isinstance(store, MemoryStore)
+        store._rows[key] = {**store._rows[key], "s": 99}

@@ -45,19 +45,23 @@ class MemoryStore:
         return self._bell.mark
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
-        """See :meth:`Store.run`; never raises."""
+        """See :meth:`Store.run`; without I/O there is no unavailability."""
         outcomes: list[Outcome] = []
         wakes: list[Wake] = []
+        changed: dict[str, Row | None] = {}  # written at the end: a run that fails writes nothing
         with self._lock:
             now_ms = self._clock()
             for step in steps:
-                decision = decide(step, [self._rows.get(key) for key in step.keys], now_ms)
+                rows = [changed[k] if k in changed else self._rows.get(k) for k in step.keys]
+                decision = decide(step, rows, now_ms)
                 for index, row in decision.writes.items():
-                    self._write(step.keys[index], row, now_ms)
+                    changed[step.keys[index]] = row
                 wakes += decision.wakes
                 outcomes.append(decision.outcome)
                 if decision.outcome.halts:
                     break
+            for key, row in changed.items():
+                self._write(key, row, now_ms)
         for wake in wakes:
             self._bell.ring(wake.key)
         return outcomes

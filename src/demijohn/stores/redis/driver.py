@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Final, NoReturn, Protocol, TypeVar, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -137,7 +137,7 @@ class Node:
         """
         return self._exchange(lambda connection: self._evaluate(connection, call, asking))
 
-    def _evaluate(self, connection: _Connection, call: Call, asking: bool) -> list[Reply]:  # noqa: FBT001
+    def _evaluate(self, connection: _Connection, call: Call, asking: bool) -> list[Reply]:
         try:
             reply = _execute(connection, "EVALSHA", call.script.sha, call, asking)
         except NoScriptError:
@@ -257,18 +257,16 @@ def connect(address: Address, place: tuple[str, int] | None = None) -> Node:
     if address.layout is Layout.SENTINEL:
         return _master_of(address)
     settings = _settings(address)
-    connection_class: type[redis.Connection | redis.UnixDomainSocketConnection]
     if address.layout is Layout.UNIX:
-        connection_class, settings["path"] = redis.UnixDomainSocketConnection, address.path
-        name = address.path
+        # The pool takes any class of connections, but says that it wants a TCP one.
+        connection_class = cast("type[redis.Connection]", redis.UnixDomainSocketConnection)
+        settings["path"] = name = address.path
     else:
         host, port = place or address.nodes[0]
         connection_class = redis.SSLConnection if address.tls else redis.Connection
         settings |= {"host": host, "port": port, **_tls(address)}
         name = f"{host}:{port}"
-    pool = redis.ConnectionPool(
-        connection_class, max_connections=address.options.max_connections, **settings
-    )
+    pool = redis.ConnectionPool(connection_class, address.options.max_connections, **settings)
     return Node(address, cast("_Pool", pool), f"redis at {name}")
 
 
@@ -294,7 +292,7 @@ def _master_of(address: Address) -> Node:
     return Node(address, cast("_Pool", pool), address.name, sentinel.sentinels)
 
 
-def _settings(address: Address) -> dict[str, object]:
+def _settings(address: Address) -> dict[str, Any]:
     return {
         "db": address.db,
         "username": address.username or None,
@@ -307,7 +305,7 @@ def _settings(address: Address) -> dict[str, object]:
     }
 
 
-def _tls(address: Address) -> dict[str, object]:
+def _tls(address: Address) -> dict[str, Any]:
     if not address.tls:
         return {}
     return {
@@ -322,7 +320,7 @@ def _execute(
     command: str,
     script: Argument,
     call: Call,
-    asking: bool,  # noqa: FBT001
+    asking: bool,
 ) -> list[Reply]:
     if asking:
         connection.send_command("ASKING")
@@ -351,18 +349,22 @@ def _fail(name: str, error: Exception) -> NoReturn:
 
 
 def _meaning(name: str, error: Exception) -> StoreError:
-    code = _code(error) if isinstance(error, RedisError) else ""
     if isinstance(error, AskError):
         place = (error.host, error.port)
         return Redirected(place, error.slot_id, asking=not isinstance(error, MovedError))
+    code = _code(error) if isinstance(error, RedisError) else ""
     if code in CURES:
         return StoreUnavailable(f"{name} refuses ({code}): {CURES[code]}. It said: {error}")
+    if isinstance(error, ConnectionError | TimeoutError | OSError):
+        return _out_of_reach(name, error)
+    if str(error).startswith("CORRUPT "):
+        return CorruptRecord(f"{name}: {str(error)[8:]}")
+    return StoreError(f"{name} reports a mistake: {error}")
+
+
+def _out_of_reach(name: str, error: Exception) -> StoreError:
     if isinstance(error, TimeoutError):
         return StoreTimeout(f"{name} did not answer in time (timeout, connect_timeout): {error}")
     if isinstance(error, MaxConnectionsError):
         return StoreUnavailable(f"all connections to {name} are in use: raise max_connections")
-    if isinstance(error, ConnectionError | OSError):
-        return StoreUnavailable(f"{name} cannot be reached: {error}")
-    if str(error).startswith("CORRUPT "):
-        return CorruptRecord(f"{name}: {str(error)[8:]}")
-    return StoreError(f"{name} reports a mistake: {error}")
+    return StoreUnavailable(f"{name} cannot be reached: {error}")

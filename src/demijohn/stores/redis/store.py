@@ -62,11 +62,11 @@ class SingleLink:
         """Forget all connections, without touching them."""
         self._node = connect(self._address)
 
-    def slot(self, keys: Sequence[str]) -> int:  # noqa: ARG002 - one server holds them all
+    def slot(self, keys: Sequence[str]) -> int:
         """Return 0: all keys lie together."""
         return 0
 
-    def evaluate(self, slot: int, call: Call) -> list[Reply]:  # noqa: ARG002
+    def evaluate(self, slot: int, call: Call) -> list[Reply]:
         """Execute a script."""
         return self._node.evaluate(call)
 

@@ -148,5 +148,5 @@ class Subscriber:
 
 
 def _pause(failures: int) -> float:
-    longest = min(BACKOFF_S * 2 ** min(failures, 10), BACKOFF_MAX_S)
+    longest = min(BACKOFF_S * (1 << min(failures, 10)), BACKOFF_MAX_S)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
