@@ -11,6 +11,7 @@ which the view then reads as if nothing had happened.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.http import parse_options_header
 from werkzeug.wsgi import get_input_stream
 
 from .errors import ConfigError
@@ -56,10 +58,9 @@ def canonical_json(body: bytes) -> bytes | None:
         return None
 
 
-def _feed(digest: hashlib._Hash, *parts: bytes) -> None:
-    for part in parts:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
+def _packed(parts: Iterable[bytes]) -> bytes:
+    """Join ``parts`` so that no other parts give the same bytes."""
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
 
 
 def of_request(
@@ -72,22 +73,30 @@ def of_request(
         how: what counts of the body, instead of all of it.
         key_field: a form field and query argument that carries the key, and does not count.
     """
-    digest = hashlib.sha256()
-    query = _sorted_query(request.environ.get("QUERY_STRING", ""), key_field)
-    _feed(digest, request.method.encode(), request.path.encode("utf-8", "surrogatepass"), *query)
-    if callable(how):
-        chosen = how(request)
-        _feed(digest, b"own", chosen.encode() if isinstance(chosen, str) else bytes(chosen))
-    elif how is not None:
-        _feed(digest, b"pointers", *_pointed_at(request, how))
-    else:
-        _feed_body(digest, request, key_field)
+    query = request.environ.get("QUERY_STRING")
+    pairs = _sorted_query(query, key_field) if query else []
+    path = request.path.encode("utf-8", "surrogatepass")
+    head = (request.method.encode(), path, b"%d" % len(pairs), *pairs)
+    kind, content = _content(request, how, key_field)
+    digest = hashlib.sha256(_packed((*head, *kind)))
+    # The content is last, so that it needs no length.
+    digest.update(content)
     return digest.digest()
 
 
+def _content(
+    request: Request, how: Fingerprint | None, key_field: str | None
+) -> tuple[tuple[bytes, ...], bytes]:
+    """Return the kind of the content, and the bytes that stand for it."""
+    if how is None:
+        return _body(request, key_field)
+    if callable(how):
+        chosen = how(request)
+        return (b"own",), chosen.encode() if isinstance(chosen, str) else bytes(chosen)
+    return (b"pointers",), _packed(_pointed_at(request, how))
+
+
 def _sorted_query(query: str, key_field: str | None) -> list[bytes]:
-    if not query:
-        return []
     pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
     return _sorted_pairs((name, value) for name, value in pairs if name != key_field)
 
@@ -98,22 +107,25 @@ def _sorted_pairs(pairs: Iterable[tuple[str, str]]) -> list[bytes]:
     return [text.encode("utf-8", "surrogateescape") for pair in ordered for text in pair]
 
 
-def _feed_body(digest: hashlib._Hash, request: Request, key_field: str | None) -> None:
-    content_type = request.mimetype
-    _feed(digest, content_type.encode())
-    if content_type in _FORMS:
-        _feed(digest, b"form", *_form_parts(request, key_field))
-        return
+@functools.lru_cache(maxsize=256)
+def _media_type(content_type: str) -> tuple[str, bool]:
+    """Return the type without parameters, and whether it is JSON."""
+    name = parse_options_header(content_type)[0].lower()
+    return name, name == "application/json" or name.endswith("+json")
+
+
+def _body(request: Request, key_field: str | None) -> tuple[tuple[bytes, ...], bytes]:
+    media_type, is_json = _media_type(request.environ.get("CONTENT_TYPE", ""))
+    name = media_type.encode()
+    if media_type in _FORMS:
+        return (name, b"form"), _packed(_form_parts(request, key_field))
     if not _fits_in_memory(request):
-        _feed(digest, b"raw", _digest_through_file(request))
-        return
+        return (name, b"digest"), _digest_through_file(request)
     body = request.get_data(cache=True)
-    if content_type == "application/json" or content_type.endswith("+json"):
-        canonical = canonical_json(body)
-        if canonical is not None:
-            _feed(digest, b"json", hashlib.sha256(canonical).digest())
-            return
-    _feed(digest, b"raw", hashlib.sha256(body).digest())
+    canonical = canonical_json(body) if is_json else None
+    if canonical is not None:
+        return (name, b"json"), canonical
+    return (name, b"raw"), body
 
 
 def _form_parts(request: Request, key_field: str | None) -> Iterator[bytes]:
@@ -182,11 +194,11 @@ def parse_pointers(pointers: Sequence[str]) -> tuple[str, ...]:
 
 
 def _pointed_at(request: Request, pointers: Sequence[str]) -> Iterator[bytes]:
+    body = request.get_data(cache=True)
     try:
-        document = _json_decoder.decode(request.get_data(cache=True))
+        document = _json_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError):
-        # Not JSON: then all of it counts, so that it matches nothing but itself.
-        yield hashlib.sha256(request.get_data(cache=True)).digest()
+        yield body  # not JSON: then all of it counts, so that it matches nothing but itself
         return
     for pointer in pointers:
         found = list(_look_up(document, pointer))

@@ -28,8 +28,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
+
+import msgspec
+
+from demijohn.errors import CorruptRecord
 
 from .step import EXPIRES, Decision, Outcome, Row, Rows, Step, StepKind, Wake
 
@@ -74,8 +77,7 @@ class OnLost(enum.IntEnum):
     REFUSE = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What a transition may depend on, besides state and event."""
 
     same_request: bool = True
@@ -85,8 +87,7 @@ class Facts:
     has_frame: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True):
     """A named test of the facts; the name stands in the diagram."""
 
     name: str
@@ -101,15 +102,17 @@ REFUSES: Final = Condition("on_lost=refuse", lambda facts: facts.refuses)
 HAS_FRAME: Final = Condition("with a response", lambda facts: facts.has_frame)
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True):
     """Where a state goes, and the status word that is answered."""
 
     to: State
     status: str
 
 
-_A, _R, _C, _U, _E = State
+_A, _R, _C, _U, _E = _STATES = tuple(State)
+_RUNNING, _COMPLETED = int(_R), int(_C)
+_STATES: Final = tuple(State)
+_NO_FACTS: Final = Facts()
 _BEGIN, _RENEW, _COMPLETE, _RELEASE, _RESOLVE = Event
 
 
@@ -196,23 +199,30 @@ def _edges() -> Iterator[str]:
             yield f"    {state.name} --> {change.to.name}: {event}{test} / {change.status}"
 
 
+# Stores give back the types that were written, or raise CorruptRecord.
 def _integer(row: Row, name: str) -> int:
-    value = row.get(name, 0)
-    return value if isinstance(value, int) else 0
+    return cast("int", row.get(name, 0))
 
 
 def _data(row: Row, name: str) -> bytes:
-    value = row.get(name, b"")
-    return value if isinstance(value, bytes) else b""
+    return cast("bytes", row.get(name, b""))
 
 
 def state_of(row: Row | None, now_ms: int) -> State:
-    """Return the state of a key from its row: a completed record ends when its retention does."""
+    """Return the state of a key from its row: a completed record ends when its retention does.
+
+    Raises:
+        CorruptRecord: the row does not say, or names a state that there is not. To take it for
+            absent would run a request twice.
+    """
     if row is None:
         return State.ABSENT
-    state = State(_integer(row, STATE))
-    if state is State.COMPLETED and now_ms >= _integer(row, UNTIL):
-        return State.EXPIRED if _integer(row, TOMBSTONE) else State.ABSENT
+    number = row.get(STATE)
+    if not isinstance(number, int) or not 0 <= number < len(_STATES):
+        raise CorruptRecord("the row has no valid state")
+    state = _STATES[number]
+    if state is _C and now_ms >= _integer(row, UNTIL):
+        return _E if _integer(row, TOMBSTONE) else _A
     return state
 
 
@@ -235,12 +245,14 @@ def _decide_begin(
     inbox: str,
 ) -> Decision:
     index, row, state = _found(rows, now_ms)
-    facts = Facts(
-        same_request=_data(row, FINGERPRINT) == fingerprint,
-        own=_data(row, TOKEN) == token,
-        alive=now_ms < _integer(row, LEASE_UNTIL),
-        refuses=on_lost == OnLost.REFUSE,
-    )
+    facts = _NO_FACTS
+    if state is not _A:
+        facts = Facts(
+            same_request=_data(row, FINGERPRINT) == fingerprint,
+            own=_data(row, TOKEN) == token,
+            alive=now_ms < _integer(row, LEASE_UNTIL),
+            refuses=on_lost == OnLost.REFUSE,
+        )
     change = transition(state, Event.BEGIN, facts)
     if change.status == "run":
         return _run(index, row, state, now_ms, facts, (fingerprint, token, lease_ms, retain_ms))
@@ -259,6 +271,8 @@ def _found(rows: Rows, now_ms: int) -> tuple[int, Row, State]:
     There is more than one row only while the secret is being rotated: the record may lie under
     the name that an earlier secret gave it. The fence of a finished record counts wherever it is.
     """
+    if len(rows) == 1:
+        return 0, rows[0] or {}, state_of(rows[0], now_ms)
     remains: tuple[int, Row] | None = None
     for index, row in enumerate(rows):
         state = state_of(row, now_ms)
@@ -279,24 +293,28 @@ def _run(
     claim: tuple[bytes, bytes, int, int],
 ) -> Decision:
     fingerprint, token, lease_ms, retain_ms = claim
-    repeated = state is State.RUNNING and facts.own
-    # An attempt goes on counting after a loss or a release; a completed record was the end of one.
-    earlier = 0 if _integer(row, STATE) == State.COMPLETED else _integer(row, ATTEMPT)
-    fence = _integer(row, FENCE) + (0 if repeated else 1)
-    attempt = earlier + (0 if repeated else 1)
-    taken_over = state is State.RUNNING and not facts.own
+    repeated = state is _R and facts.own
+    fence, attempt, since = 1, 1, now_ms
+    if repeated:
+        fence, attempt = _integer(row, FENCE), _integer(row, ATTEMPT)
+        since = _integer(row, SINCE)
+    elif row:
+        # An attempt goes on counting after a loss or a release; a completed record ended one.
+        fence = _integer(row, FENCE) + 1
+        attempt = 1 if row[STATE] == _C else _integer(row, ATTEMPT) + 1
+    taken_over = state is _R and not repeated
     new: dict[str, int | bytes] = {
-        STATE: int(State.RUNNING),
+        STATE: _RUNNING,
         FENCE: fence,
         ATTEMPT: attempt,
         TOKEN: token,
         FINGERPRINT: fingerprint,
         LEASE_UNTIL: now_ms + lease_ms,
-        SINCE: _integer(row, SINCE) if repeated else now_ms,
+        SINCE: since,
         EXPIRES: now_ms + lease_ms + retain_ms,
     }
-    if state is State.RUNNING and _data(row, WAITERS):
-        new[WAITERS] = _data(row, WAITERS)
+    if state is _R and WAITERS in row:
+        new[WAITERS] = row[WAITERS]
     return Decision(Outcome("run", (index, fence, attempt, int(taken_over))), {index: new})
 
 
@@ -367,7 +385,7 @@ def _completed(
     row: Row, now_ms: int, frame: bytes, ttl_ms: int, retain_ms: int, tombstone_ms: int
 ) -> Row:
     return {
-        STATE: int(State.COMPLETED),
+        STATE: _COMPLETED,
         FENCE: _integer(row, FENCE),
         ATTEMPT: _integer(row, ATTEMPT),
         TOKEN: _data(row, TOKEN),
