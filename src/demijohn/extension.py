@@ -136,9 +136,7 @@ def _general(app: Flask) -> dict[str, object]:
     return general
 
 
-def _locations(
-    app: Flask, given: Mapping[str, StoreLocation] | None
-) -> dict[str, StoreLocation]:
+def _locations(app: Flask, given: Mapping[str, StoreLocation] | None) -> dict[str, StoreLocation]:
     found = app.config.get("DEMIJOHN_STORES", {}) if given is None else given
     if isinstance(found, str):
         found = {"default": found}

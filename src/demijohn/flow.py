@@ -21,6 +21,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, cast
 
+import msgspec
 from flask import Flask, Request, Response, g
 
 from .core.step import Outcome, Step
@@ -37,8 +38,7 @@ class Proceed:
 PROCEED: Final = Proceed()
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Command: block until ``key`` is woken; the result is whether it was.
 
     See :meth:`Store.wait` for the arguments.
@@ -49,8 +49,7 @@ class Wait:
     timeout_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """How the view ended: its response, and the exception where that was rendered from one.
 
     ``response`` is ``None`` where an exception is on its way past Flask, to the server or a
@@ -80,26 +79,42 @@ class State:
 
 def state() -> State:
     """Return the state of the current request, made at the first use."""
-    found = g.get("_demijohn")
+    # The object behind the proxy: each access to a proxy looks the context up again.
+    context_globals = g._get_current_object()
+    found = context_globals.get("_demijohn")
     if found is None:
-        found = g._demijohn = State()
+        found = context_globals._demijohn = State()
     return cast("State", found)
 
 
 class Call:
-    """One request on its way through one guard."""
+    """One request on its way through one guard.
 
-    __slots__ = ("_hook", "app", "request")
+    Args:
+        app: the application.
+        request: the request itself, not the proxy.
+        hook: says who calls.
+    """
+
+    __slots__ = ("_hook", "_state", "app", "request")
 
     def __init__(self, app: Flask, request: Request, hook: PrincipalHook | None) -> None:
         self.app = app
         self.request = request
         self._hook = hook
+        self._state: State | None = None
+
+    @property
+    def state(self) -> State:
+        """What capabilities keep for this request."""
+        if self._state is None:
+            self._state = state()
+        return self._state
 
     @property
     def principal(self) -> Principal:
         """Who calls; the hook is asked once a request."""
-        current = state()
+        current = self.state
         if current.principal is None:
             current.principal = resolve(self._hook, self.request)
         return current.principal

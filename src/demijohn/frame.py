@@ -83,19 +83,30 @@ def decode(data: bytes) -> Frame:
     return frame
 
 
-def storable_headers(headers: Headers, also_drop: Collection[str] = ()) -> list[tuple[str, str]]:
-    """Return the headers that belong to the result and not to one message or one caller."""
-    return [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in NEVER_STORED
-        and lower not in also_drop
-        and not lower.startswith(NEVER_STORED_PREFIXES)
-    ]
+def storable_headers(headers: Headers, drop: Collection[str]) -> tuple[list[tuple[str, str]], str]:
+    """Return the headers that belong to the result, not to one message or one caller.
+
+    Returns:
+        The headers, and the content coding among them (lower case), ``""`` for none.
+    """
+    kept: list[tuple[str, str]] = []
+    coding = ""
+    for name, value in headers:
+        lower = name.lower()
+        if lower in drop or lower.startswith(NEVER_STORED_PREFIXES):
+            continue
+        if lower == "content-encoding":
+            coding = value.strip().lower()
+        kept.append((name, value))
+    return kept, coding
 
 
 def from_response(
-    response: Response, body: bytes | None, *, max_body: int, also_drop: Collection[str] = ()
+    response: Response,
+    body: bytes | None,
+    *,
+    max_body: int,
+    drop: Collection[str] = NEVER_STORED,
 ) -> Frame:
     """Make the frame of ``response``.
 
@@ -103,11 +114,11 @@ def from_response(
         response: gives status and headers.
         body: what was sent; ``None`` if it was too large to be collected.
         max_body: the largest body that is kept, in bytes.
-        also_drop: further header names, lower case, that are not stored.
+        drop: names of headers, lower case, that are not stored.
     """
-    headers = storable_headers(response.headers, also_drop)
-    if body is not None and (coding := response.headers.get("Content-Encoding")):
-        plain = _identity(body, coding.strip().lower(), max_body)
+    headers, coding = storable_headers(response.headers, drop)
+    if coding and body is not None:
+        plain = _identity(body, coding, max_body)
         if plain is not None:
             body = plain
             headers = [pair for pair in headers if pair[0].lower() != "content-encoding"]

@@ -44,34 +44,32 @@ Answer: TypeAlias = "Response | HTTPException"
 class _Run:
     """One flow in progress: its command to be carried out, or its answer."""
 
-    __slots__ = ("answer", "command", "done", "error", "flow", "store")
+    __slots__ = ("answer", "command", "done", "flow", "store")
 
     def __init__(self, flow: Flow, store: Store) -> None:
         self.flow = flow
         self.store = store
-        self.command: Command | None = None
-        self.answer: Response | None = None
-        self.error: HTTPException | None = None
+        self.answer: Answer | None = None
         self.done = False
+        self.command: Command | None = None
         self.send(None)
 
     def send(self, reply: Reply) -> None:
-        self._advance(self.flow.send, reply)
+        try:
+            self.command = self.flow.send(reply)
+        except (StopIteration, HTTPException) as end:
+            self._end(end)
 
     def throw(self, error: StoreError) -> None:
-        self._advance(self.flow.throw, error)
-
-    def _advance(self, how: Callable[[Any], Command], value: object) -> None:
         try:
-            self.command = how(value)
-        except StopIteration as end:
-            self.command, self.answer, self.done = None, end.value, True
-        except HTTPException as refusal:
-            self.command, self.error, self.done = None, refusal, True
+            self.command = self.flow.throw(error)
+        except (StopIteration, HTTPException) as end:
+            self._end(end)
 
-    @property
-    def ended(self) -> Answer | None:
-        return self.answer or self.error
+    def _end(self, end: StopIteration | HTTPException) -> None:
+        self.command = None
+        self.done = True
+        self.answer = end.value if isinstance(end, StopIteration) else end
 
     def settle(self) -> None:
         """Carry out what this flow wants for itself alone, until it proceeds or ends."""
@@ -95,6 +93,8 @@ def _one_trip(runs: Sequence[_Run]) -> None:
 
     Where an outcome halts, the flows behind it are not told anything.
     """
+    if len(runs) == 1:
+        return  # alone it settles itself, in as many trips
     waiting = [run for run in runs if isinstance(run.command, Step)]
     while waiting:
         store = waiting[0].store
@@ -129,9 +129,10 @@ class _Passage:
         _one_trip(self.active)
         for index, run in enumerate(self.active):
             run.settle()
-            if run.ended is not None:
-                return self._answered(run.ended, index)
-        self.active = [run for run in self.active if not run.done]
+            if run.answer is not None:
+                return self._answered(run.answer, index)
+        if any(run.done for run in self.active):
+            self.active = [run for run in self.active if not run.done]
         if early is not None:
             return self._answered(early, len(self.active))
         return None
@@ -145,8 +146,8 @@ class _Passage:
             if flow is None:
                 continue
             run = _Run(flow, policy.store)
-            if run.ended is not None:
-                return run.ended
+            if run.answer is not None:
+                return run.answer
             if not run.done:
                 self.active.append(run)
         return None
@@ -172,8 +173,8 @@ class _Passage:
         replaced: Answer | None = None
         for run in runs:
             run.settle()
-            if run.ended is not None:
-                replaced = run.ended
+            if run.answer is not None:
+                replaced = run.answer
             elif isinstance(run.command, Collect) and result.response is not None:
                 collecting(result.response, run.command, functools.partial(_collected, run))
         return replaced

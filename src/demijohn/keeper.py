@@ -18,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
+
+import msgspec
 
 from .core.step import Outcome, Step
 from .errors import StoreError
@@ -32,12 +34,22 @@ MOST_DELIVERIES: Final = 1000
 """Deliveries hold whole responses, so there is a bound; over it the oldest is given up."""
 
 
-@dataclass(slots=True)
-class _Kept:
+class Held(Protocol):
+    """A claim that is kept."""
+
+    def renewal(self) -> Step:
+        """Return the step that renews it; it answers ``fenced`` when the claim is lost."""
+        ...
+
+    def lose(self) -> None:
+        """Hear, in the keeper's thread and once, that the claim was found to be lost."""
+        ...
+
+
+class _Kept(msgspec.Struct):
     store: Store
-    renewal: Step
+    held: Held
     every_s: float
-    lost: Callable[[], None]
     renewed_at: float
 
 
@@ -75,23 +87,21 @@ class Keeper:
         self,
         token: Hashable,
         store: Store,
-        renewal: Step,
+        held: Held,
         *,
         lease_ms: int,
-        lost: Callable[[], None],
     ) -> None:
         """Renew until :meth:`forget`.
 
         Args:
             token: names the claim.
             store: where it lies.
-            renewal: the step that renews; it answers ``fenced`` when the claim is lost.
+            held: the claim.
             lease_ms: the lease in milliseconds; renewed at least every third of it.
-            lost: called once, in the keeper's thread, when the claim is found to be lost.
         """
         process = self._here()
         every_s = lease_ms / 6000
-        process.kept[token] = _Kept(store, renewal, every_s, lost, time.monotonic())
+        process.kept[token] = _Kept(store, held, every_s, time.monotonic())
         if every_s < process.tick_s:
             process.tick_s = every_s
             process.changed.set()
@@ -188,7 +198,7 @@ class Keeper:
         self, process: _Process, group: Sequence[tuple[Hashable, _Kept]], now: float
     ) -> None:
         try:
-            outcomes = group[0][1].store.run([kept.renewal for _, kept in group])
+            outcomes = group[0][1].store.run([kept.held.renewal() for _, kept in group])
         except StoreError as error:
             log.warning("could not renew %d lease(s), trying again: %s", len(group), error)
             return
@@ -196,7 +206,7 @@ class Keeper:
             kept.renewed_at = now
             # Whoever finished in the meantime has forgotten the claim: it was not lost.
             if outcome.status == "fenced" and process.kept.pop(token, None) is not None:
-                kept.lost()
+                kept.held.lose()
 
     # --- delivering -----------------------------------------------------------------------------
 

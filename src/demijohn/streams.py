@@ -100,9 +100,7 @@ class Tee:
             close()
 
 
-def collecting(
-    response: Response, command: Collect, report: Callable[[Collected], None]
-) -> None:
+def collecting(response: Response, command: Collect, report: Callable[[Collected], None]) -> None:
     """Collect the body of ``response`` while it is sent, and report when it is closed."""
     body = iter(response.iter_encoded())
     response.response = Tee(body, response.response, command, report)

@@ -109,9 +109,9 @@ class Transition(msgspec.Struct, frozen=True):
     status: str
 
 
-_A, _R, _C, _U, _E = _STATES = tuple(State)
-_RUNNING, _COMPLETED = int(_R), int(_C)
 _STATES: Final = tuple(State)
+_A, _R, _C, _U, _E = _STATES
+_RUNNING, _COMPLETED = int(_R), int(_C)
 _NO_FACTS: Final = Facts()
 _BEGIN, _RENEW, _COMPLETE, _RELEASE, _RESOLVE = Event
 
@@ -480,9 +480,7 @@ def begin(
         ``replay(index, frame)``, ``busy(index, lease_left_ms)``, ``unknown(index, since_ms)``,
         ``mismatch(index)`` or ``expired(index)``, where ``index`` is that of the key.
     """
-    return Step(
-        BEGIN, keys, (fingerprint, token, lease_ms, retain_ms, int(on_lost), inbox)
-    )
+    return Step(BEGIN, keys, (fingerprint, token, lease_ms, retain_ms, int(on_lost), inbox))
 
 
 def renew(key: str, *, token: bytes, lease_ms: int) -> Step:

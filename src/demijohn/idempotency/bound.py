@@ -10,8 +10,9 @@ from .. import config
 from ..errors import ConfigError
 from ..extension import Binding
 from .keys import KeyFinder
-from .policy import BoundIdempotency, Waiters
+from .policy import BoundIdempotency
 from .settings import CAPABILITY, Layer, Settings
+from .waiters import Waiters
 
 
 @dataclass(slots=True)

@@ -18,7 +18,6 @@ from ..guard import by_default, exempt, guarded, install
 from .bound import Bound
 from .forms import idempotent_input, idempotent_key
 from .keys import KeyFinder
-from .policy import Waiters
 from .settings import (
     CAPABILITY,
     Layer,
@@ -28,6 +27,7 @@ from .settings import (
     from_config,
     server_threads,
 )
+from .waiters import Waiters
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,7 +59,7 @@ class IdempotentDecorator:
     def __call__(self, view: Callable[P, R], /) -> Callable[P, R]: ...
     @overload
     def __call__(
-        self, **options: Unpack[Options]
+        self, view: None = None, /, **options: Unpack[Options]
     ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
     def __call__(self, view: Any = None, /, **options: Any) -> Any:
         """Run a view once for each idempotency key.
@@ -158,7 +158,6 @@ class Idempotency:
     def exempt(self, view: Callable[P, R]) -> Callable[P, R]:
         """Leave ``view`` out of a default for the whole application or a blueprint."""
         return exempt(view, CAPABILITY)
-
 
     def key_finder(self, finder: KeyFinder) -> KeyFinder:
         """Add a function that finds the key in a request; a decorator."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+
 from flask import current_app
 from markupsafe import Markup
 

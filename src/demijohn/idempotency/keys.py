@@ -17,7 +17,7 @@ KeyFinder: TypeAlias = "Callable[[Request], str | None]"
 # RFC 9651: a String item, and the parameters that may follow it and are of no concern here.
 _SF_STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"[ ]*(?:;[ -~]*)?')
 # What most clients send instead. A comma would mean that several fields were joined.
-_BARE = re.compile(r'[!#-+\--~]+')
+_BARE = re.compile(r"[!#-+\--~]+")
 _ESCAPED = re.compile(r"\\(.)")
 _VISIBLE = re.compile(r"[!-~]+")
 _UUID = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
-import secrets
-import threading
 import time
-import zlib
-from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from blinker import Signal
 from flask import Response
 
 from .. import fingerprint, frame
 from ..core import idempotency as core
 from ..core.step import Outcome, Step
 from ..errors import CorruptRecord, StoreError, StoreTimeout
-from ..flow import PROCEED, Call, Command, Flow, Result, Wait, state
+from ..flow import PROCEED, Call, Command, Flow, Result, Wait
 from ..keeper import Keeper
 from ..stores import Store
 from ..streams import Collect, Collected
 from . import refusals, signals
-from .current import Attempt
+from .claim import Claim, row_names
 from .keys import KeyFinder, KeySources, check
 from .settings import Settings
+from .waiters import Waiters
 
 if TYPE_CHECKING:
     from flask import Request
@@ -41,70 +34,6 @@ LOOK_AGAIN_MS: Final = 1000
 LONGEST_RETRY_AFTER_S: Final = 5
 DELIVER_FOR_MS: Final = 15 * 60 * 1000
 _PREFER_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*(\d{1,9})\s*(?:$|[,;])", re.IGNORECASE)
-
-
-class Waiters:
-    """How many duplicates wait in this process, and how many may.
-
-    Args:
-        most: at once, for all keys.
-        most_per_key: at once, for one key.
-    """
-
-    def __init__(self, most: int, most_per_key: int) -> None:
-        self._most = most
-        self._most_per_key = most_per_key
-        self._lock = threading.Lock()
-        self._by_key: Counter[str] = Counter()
-        self._all = 0
-
-    @contextmanager
-    def place(self, key: str) -> Iterator[bool]:
-        """Take a place for the time of the block; false if there is none."""
-        with self._lock:
-            taken = self._all < self._most and self._by_key[key] < self._most_per_key
-            if taken:
-                self._all += 1
-                self._by_key[key] += 1
-        try:
-            yield taken
-        finally:
-            if taken:
-                with self._lock:
-                    self._all -= 1
-                    self._by_key[key] -= 1
-                    if not self._by_key[key]:
-                        del self._by_key[key]
-
-
-class _Claim:
-    """One request's hold, or attempted hold, on its key."""
-
-    __slots__ = ("attempt", "call", "endpoint", "fingerprint", "key", "names", "token")
-
-    def __init__(self, call: Call, key: str, names: tuple[str, ...], digest: bytes) -> None:
-        self.call = call
-        self.key = key
-        self.names = names
-        self.fingerprint = digest
-        self.token = secrets.token_bytes(16)
-        self.endpoint = call.request.endpoint
-        self.attempt = Attempt(key, names[0])
-
-    @property
-    def name(self) -> str:
-        return self.attempt.key_name
-
-    def tell(self, signal: Signal, **details: Any) -> None:
-        if signal.receivers:
-            signal.send(
-                self.call.app,
-                key_name=self.name,
-                endpoint=self.endpoint,
-                attempt=self.attempt.attempt,
-                fence=self.attempt.fence,
-                **details,
-            )
 
 
 class BoundIdempotency:
@@ -151,11 +80,11 @@ class BoundIdempotency:
                     "and the same for each retry of it, such as a UUID."
                 )
             return None
-        if isinstance(state().idempotency, Attempt):
+        if call.state.idempotency is not None:
             return None  # a guard within a guard: the outer one has the key
         return self._flow(self._claim(call, key))
 
-    def _claim(self, call: Call, key: str) -> _Claim:
+    def _claim(self, call: Call, key: str) -> Claim:
         settings = self._settings
         principal = call.principal
         check(
@@ -172,9 +101,10 @@ class BoundIdempotency:
         digest = fingerprint.of_request(
             call.request, how=settings.fingerprint, key_field=settings.key_field
         )
-        return _Claim(call, key, row_names(self._secrets, principal.key, scope, key), digest)
+        names = row_names(self._secrets, principal.key, scope, key)
+        return Claim(call, key, names, digest, settings.lease_ms)
 
-    def _begin(self, claim: _Claim) -> Step:
+    def _begin(self, claim: Claim) -> Step:
         return core.begin(
             claim.names,
             fingerprint=claim.fingerprint,
@@ -185,7 +115,7 @@ class BoundIdempotency:
             inbox=self.store.inbox,
         )
 
-    def _flow(self, claim: _Claim) -> Flow:
+    def _flow(self, claim: Claim) -> Flow:
         mark = self.store.mark
         try:
             outcome: Outcome = yield self._begin(claim)
@@ -199,7 +129,7 @@ class BoundIdempotency:
             return answer
         return (yield from self._run(claim, outcome))
 
-    def _store_failed(self, claim: _Claim, error: StoreError) -> None:
+    def _store_failed(self, claim: Claim, error: StoreError) -> None:
         """Refuse the request, unless it may run unprotected."""
         claim.tell(signals.store_failed, error=error, phase="before")
         corrupt = isinstance(error, CorruptRecord)
@@ -221,7 +151,7 @@ class BoundIdempotency:
             retry_after=1,
         ) from error
 
-    def _let_go_later(self, claim: _Claim) -> None:
+    def _let_go_later(self, claim: Claim) -> None:
         """Give back a claim that may have been made although its reply was lost."""
         for name in claim.names:
             self._keeper.deliver(
@@ -234,9 +164,7 @@ class BoundIdempotency:
 
     # --- meeting another request ----------------------------------------------------------------
 
-    def _wait(
-        self, claim: _Claim, mark: int, outcome: Outcome
-    ) -> Generator[Command, Any, Outcome]:
+    def _wait(self, claim: Claim, mark: int, outcome: Outcome) -> Generator[Command, Any, Outcome]:
         """Wait for the first request; the flow's part that ends with another outcome."""
         wait_ms = self._patience_ms(claim.call.request)
         name = claim.names[outcome.integer(0)]
@@ -269,11 +197,11 @@ class BoundIdempotency:
             return self._settings.wait_ms
         return min(self._settings.wait_ms, int(asked[1]) * 1000)
 
-    def _conflict(self, claim: _Claim, outcome: Outcome) -> NoReturn:
+    def _conflict(self, claim: Claim, outcome: Outcome) -> NoReturn:
         claim.tell(signals.conflicted)
         raise _in_progress(outcome.integer(1))
 
-    def _answer(self, claim: _Claim, outcome: Outcome) -> Response | None:
+    def _answer(self, claim: Claim, outcome: Outcome) -> Response | None:
         """Return what answers in the view's place; ``None`` if the view runs."""
         claim.attempt.key_name = claim.names[outcome.integer(0)]
         match outcome.status:
@@ -299,7 +227,7 @@ class BoundIdempotency:
                     "carried out. It will not run again until an operator has looked at it."
                 )
 
-    def _replay(self, claim: _Claim, data: bytes) -> Response:
+    def _replay(self, claim: Claim, data: bytes) -> Response:
         stored = frame.decode(data)
         if stored.body is None:
             raise refusals.ResponseNotKept(
@@ -314,11 +242,11 @@ class BoundIdempotency:
 
     # --- around the view ------------------------------------------------------------------------
 
-    def _run(self, claim: _Claim, outcome: Outcome) -> Flow:
+    def _run(self, claim: Claim, outcome: Outcome) -> Flow:
         attempt = claim.attempt
         attempt.fence, attempt.attempt = outcome.integer(1), outcome.integer(2)
-        state().idempotency = attempt
-        self._keep(claim)
+        claim.call.state.idempotency = attempt
+        self._keeper.keep(claim.token, self.store, claim, lease_ms=claim.lease_ms)
         try:
             if outcome.integer(3):
                 log.warning("took over a lost request of %s", claim.endpoint)
@@ -332,18 +260,7 @@ class BoundIdempotency:
         finally:
             self._keeper.forget(claim.token)
 
-    def _keep(self, claim: _Claim) -> None:
-        lease_ms = self._settings.lease_ms
-
-        def lost() -> None:
-            claim.attempt.lose()
-            log.error("a running request of %s has lost its lease", claim.endpoint)
-            claim.tell(signals.lost)
-
-        renewal = core.renew(claim.name, token=claim.token, lease_ms=lease_ms)
-        self._keeper.keep(claim.token, self.store, renewal, lease_ms=lease_ms, lost=lost)
-
-    def _run_streamed(self, claim: _Claim, result: Result) -> Flow:
+    def _run_streamed(self, claim: Claim, result: Result) -> Flow:
         """Conclude when the body has been sent. The status is out by then: nothing is answered."""
         response = result.response
         assert response is not None
@@ -358,7 +275,7 @@ class BoundIdempotency:
             step = self._complete(claim, self._frame(response, body))
         return (yield from self._conclude(claim, step, answered=True))
 
-    def _conclusion(self, claim: _Claim, result: Result) -> Step:
+    def _conclusion(self, claim: Claim, result: Result) -> Step:
         if not self._is_stored(claim, result):
             return self._release(claim)
         if result.response is None:
@@ -368,7 +285,7 @@ class BoundIdempotency:
         body = result.response.get_data()
         return self._complete(claim, self._frame(result.response, body))
 
-    def _is_stored(self, claim: _Claim, result: Result) -> bool:
+    def _is_stored(self, claim: Claim, result: Result) -> bool:
         if not result.by_view:
             return False
         if claim.attempt.effects_are_done:
@@ -380,10 +297,10 @@ class BoundIdempotency:
     def _frame(self, response: Response, body: bytes | None) -> frame.Frame:
         settings = self._settings
         return frame.from_response(
-            response, body, max_body=settings.max_body, also_drop=settings.drop_headers
+            response, body, max_body=settings.max_body, drop=settings.drop_headers
         )
 
-    def _complete(self, claim: _Claim, stored: frame.Frame) -> Step:
+    def _complete(self, claim: Claim, stored: frame.Frame) -> Step:
         settings = self._settings
         return core.complete(
             claim.name,
@@ -394,12 +311,12 @@ class BoundIdempotency:
             tombstone_ms=settings.tombstone_ms,
         )
 
-    def _release(self, claim: _Claim) -> Step:
+    def _release(self, claim: Claim) -> Step:
         return core.release(claim.name, token=claim.token, retain_ms=self._settings.retain_ms)
 
     # --- after the view -------------------------------------------------------------------------
 
-    def _conclude(self, claim: _Claim, step: Step, *, answered: bool = False) -> Flow:
+    def _conclude(self, claim: Claim, step: Step, *, answered: bool = False) -> Flow:
         try:
             outcome: Outcome = yield step
         except StoreError as error:
@@ -414,7 +331,7 @@ class BoundIdempotency:
             return self._replay(claim, data)
         raise _in_progress(1000)
 
-    def _told(self, claim: _Claim, outcome: Outcome | None) -> None:
+    def _told(self, claim: Claim, outcome: Outcome | None) -> None:
         if outcome is None:
             claim.tell(signals.lost)
         elif outcome.status == "completed":
@@ -425,14 +342,12 @@ class BoundIdempotency:
             log.error("a late result of %s was refused: it had been taken over", claim.endpoint)
             claim.tell(signals.fenced)
 
-    def _conclude_later(self, claim: _Claim, step: Step, error: StoreError) -> None:
+    def _conclude_later(self, claim: Claim, step: Step, error: StoreError) -> None:
         """The view has run and its response goes out: keep the claim until it can be written."""
         log.error("could not store the result of %s, trying on: %s", claim.endpoint, error)
         claim.tell(signals.store_failed, error=error, phase="after")
         keep_on = claim.token + b"late"
-        renewal = core.renew(claim.name, token=claim.token, lease_ms=self._settings.lease_ms)
-        lease_ms = self._settings.lease_ms
-        self._keeper.keep(keep_on, self.store, renewal, lease_ms=lease_ms, lost=lambda: None)
+        self._keeper.keep(keep_on, self.store, claim, lease_ms=claim.lease_ms)
 
         def done(outcome: Outcome | None) -> None:
             self._keeper.forget(keep_on)
@@ -455,20 +370,4 @@ def _in_progress(lease_left_ms: int) -> refusals.InProgress:
         "The first request with this idempotency key is still running. Try again with the same "
         "key to get its response.",
         retry_after=max(1, seconds),
-    )
-
-
-def row_names(row_secrets: tuple[bytes, ...], caller: str, scope: str, key: str) -> tuple[str, ...]:
-    """Return the names of the row of a key, under the current secret and the earlier ones.
-
-    The names tell neither caller nor key to who reads the store. The part in braces is the same
-    under every secret, so that a Redis Cluster keeps them together; 16 bits of a checksum give
-    nothing away.
-    """
-    parts = (caller, scope, key)
-    message = b"".join(b"%d:%s" % (len(raw), raw) for raw in (part.encode() for part in parts))
-    tag = zlib.crc32(message) & 0xFFFF
-    return tuple(
-        f"idempotency:{{{tag:04x}}}:{hmac.digest(secret, message, hashlib.sha256)[:20].hex()}"
-        for secret in row_secrets
     )

@@ -75,9 +75,7 @@ class KeyExpired(Refusal, UnprocessableEntity):
 class RecordUnreadable(Refusal, InternalServerError):
     """500: what is stored under the key cannot be read."""
 
-    kind = ProblemType(
-        "idempotency-record-unreadable", 500, "The stored response cannot be read"
-    )
+    kind = ProblemType("idempotency-record-unreadable", 500, "The stored response cannot be read")
 
 
 class StoreUnavailableError(Refusal, ServiceUnavailable):

@@ -83,9 +83,7 @@ class Settings:
     scope: Callable[[Request], str] | None = setting(
         "scope", config.optional(config.function), None
     )
-    fingerprint: Fingerprint | None = setting(
-        "fingerprint", config.optional(_fingerprint), None
-    )
+    fingerprint: Fingerprint | None = setting("fingerprint", config.optional(_fingerprint), None)
     wait_ms: int = setting("wait", config.milliseconds(), 10)
     max_waiters: int | None = setting("max_waiters", config.optional(config.integer(0)), None)
     max_waiters_per_key: int | None = setting(
@@ -99,9 +97,7 @@ class Settings:
     drop_headers: frozenset[str] = setting("drop_headers", _dropped, ())
     max_body: int = setting("max_body", config.integer(0), 1024 * 1024)
     on_disconnect: str = setting("on_disconnect", config.choice("finish", "release"), "finish")
-    on_store_failure: str = setting(
-        "on_store_failure", config.choice("closed", "open"), "closed"
-    )
+    on_store_failure: str = setting("on_store_failure", config.choice("closed", "open"), "closed")
 
     @property
     def key_headers(self) -> tuple[str, ...]:

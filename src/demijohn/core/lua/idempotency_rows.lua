@@ -10,8 +10,8 @@ local ABSENT, RUNNING, COMPLETED, UNKNOWN, EXPIRED = 0, 1, 2, 3, 4
 -- The state of a key from its row (nil: none). A completed record ends when its retention does.
 local function state_of(key, row)
   if not row then return ABSENT end
-  local state = row.s
-  if type(state) ~= 'number' or state < ABSENT or state > EXPIRED then
+  local state = int(row, 's')
+  if not row.s or not find(row.s, '^[0-4]$') then
     corrupt(key, 'the row has no valid state')
   end
   if state == COMPLETED and now >= int(row, 'u') then
