@@ -57,7 +57,7 @@ lowest: $(LOWEST)/.dev ## the tests with the lowest supported versions
 
 check: $(VENV)/.dev ## the tests, the short fault tests among them, and the bars for coverage
 	@rm -f .coverage .coverage.*
-	$(BIN)/python $(PYTEST) -n $(WORKERS) --cov --cov-report=
+	$(BIN)/python $(PYTEST) -n $(WORKERS) --dist loadgroup --cov --cov-report=
 	@$(BIN)/python -m coverage report --fail-under=95
 	@$(BIN)/python -m coverage report --include='*/demijohn/core/*,*/demijohn/stores/*' \
 		--fail-under=100

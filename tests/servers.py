@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -513,9 +512,3 @@ def redis_for_session() -> Iterator[str]:
         unavailable("Redis", "DEMIJOHN_TEST_REDIS_URL answers with no empty database")
     with RedisServer() as server:
         yield server.url()
-
-
-def old_python_needed(package: str, below: tuple[int, int]) -> None:
-    """Skip where ``package`` has no wheel for this Python: such a server is not needed here."""
-    if sys.version_info >= below:
-        pytest.skip(f"{package} has no wheel for this Python")
