@@ -65,7 +65,7 @@ return function(keys, args)
   if state == ABSENT then return run(key, index, row, state, own, args) end
   if state == EXPIRED then return {'expired', 1, index} end
   if data(row, 'p') ~= args[1] then return {'mismatch', 1, index} end
-  if state == COMPLETED then return {'replay', 1, index, data(read(key, 'r'), 'r')} end
+  if state == COMPLETED then return {'replay', 1, index, peek(key, 'r')} end
   if state == UNKNOWN then return unknown(key, index, row, state) end
   if own then return run(key, index, row, state, own, args) end
   if now < int(row, 'l') then return busy(key, index, row, args[6]) end

@@ -10,13 +10,15 @@
 -- Return: nothing. It defines, for twins:
 --   now                        the store's clock, in milliseconds since the epoch
 --   read(key, field, ...)      a live row with these fields, or nil
+--   peek(key, field)           one field more, as a string, of a row that read has returned
 --   int(row, field)            a field as a number; 0 where there is none
 --   data(row, field)           a field as a string; "" where there is none
 --   replace(key, row)          write a whole row; its field x (milliseconds) is its expiry
 --   update(key, fields)        write some fields of a live row; false deletes a field
 --   wake(key, inboxes)         tell those who wait on key; inboxes are separated by line feeds
 --   corrupt(key, what)         stop: the row of key cannot be read
---   A row is a table from field to value: a number for an integer, a string for bytes.
+--   A row that was read is opaque: use int and data. One to write is a table from field to value: a
+--   number for an integer, a string for bytes.
 --
 -- Types: a hash keeps strings only. An integer is kept as its decimal digits; bytes are kept as
 -- they are, except that bytes which look like an integer get \1 in front (and so do bytes that
@@ -26,49 +28,63 @@ local now
 local slack
 
 local order = {}      -- keys in the order of their first write
-local noted = {}      -- key -> {whole = boolean, fields = {field -> value, or false: deleted}}
+local noted = {}      -- key -> {whole = boolean, fields = {field -> as kept, or false: deleted}}
+local present = {}    -- key -> whether the server has a row, live or not
 local woken = {}      -- {key, inbox}, in order
 
+local find, format, byte, sub = string.find, string.format, string.byte, string.sub
 local INTEGER = '^%-?%d+$'
-local ESCAPED = '^\1+%-?%d+$'
+local MARKED = '^\1+%-?%d+$'
 
 local function corrupt(key, what)
   error({corrupt = 'CORRUPT ' .. what})
 end
 
+-- Nearly all bytes begin with none of \1, -, 0 to 9, and need no closer look.
+local function is_plain(raw)
+  local first = byte(raw)
+  return not first or first > 57 or (first < 48 and first ~= 45 and first ~= 1)
+end
+
 local function encode(value)
-  if type(value) == 'number' then return string.format('%.0f', value) end
-  if string.find(value, INTEGER) or string.find(value, ESCAPED) then return '\1' .. value end
+  if type(value) == 'number' then return format('%.0f', value) end
+  if is_plain(value) then return value end
+  if find(value, INTEGER) or find(value, MARKED) then return '\1' .. value end
   return value
 end
 
-local function decode(raw)
-  if string.find(raw, INTEGER) then return tonumber(raw) end
-  if string.find(raw, ESCAPED) then return string.sub(raw, 2) end
+local function int(row, field)
+  local raw = row and row[field]
+  if raw and find(raw, INTEGER) then return tonumber(raw) end
+  return 0
+end
+
+local function data(row, field)
+  local raw = row and row[field]
+  if not raw then return '' end
+  if is_plain(raw) then return raw end
+  if find(raw, INTEGER) then return '' end
+  if find(raw, MARKED) then return sub(raw, 2) end
   return raw
 end
 
 local function fetch(key, fields)
   local raw = redis.pcall('HMGET', key, 'x', unpack(fields))
   if raw.err then
-    if string.find(raw.err, 'WRONGTYPE', 1, true) then corrupt(key, 'the row is not a hash') end
+    if find(raw.err, 'WRONGTYPE', 1, true) then corrupt(key, 'the row is not a hash') end
     error(raw.err, 0)
   end
-  if not raw[1] then
-    for i = 2, #raw do
-      if raw[i] then corrupt(key, 'the row has no expiry') end
+  if raw[1] and not find(raw[1], INTEGER) then corrupt(key, 'the expiry is not an integer') end
+  local row = {x = raw[1]}
+  for i = 1, #fields do
+    local value = raw[i + 1]
+    if value then
+      if not raw[1] then corrupt(key, 'the row has no expiry') end
+      row[fields[i]] = value
     end
-    -- A hash with none of these fields is no row of ours either.
-    if #fields > 0 and redis.call('EXISTS', key) == 1 then
-      corrupt(key, 'the row has no expiry')
-    end
-    return nil
   end
-  local row = {x = decode(raw[1])}
-  if type(row.x) ~= 'number' then corrupt(key, 'the expiry is not an integer') end
-  for i, field in ipairs(fields) do
-    if raw[i + 1] then row[field] = decode(raw[i + 1]) end
-  end
+  if not raw[1] then return nil end
+  present[key] = true
   return row
 end
 
@@ -80,39 +96,39 @@ local function read(key, ...)
     row = row or {}
     for field, value in pairs(note.fields) do row[field] = value or nil end
   end
-  if not row or row.x <= now then return nil end
+  if not row or tonumber(row.x) <= now then return nil end
   return row
 end
 
-local function int(row, field)
-  local value = row and row[field]
-  if type(value) == 'number' then return value end
-  return 0
-end
-
-local function data(row, field)
-  local value = row and row[field]
-  if type(value) == 'string' then return value end
-  return ''
+local function peek(key, field)
+  local note = noted[key]
+  local row = note and note.fields
+  if not note or (row[field] == nil and not note.whole) then
+    row = {[field] = redis.call('HGET', key, field)}
+  end
+  return data(row, field)
 end
 
 local function note_of(key)
-  if not noted[key] then
-    noted[key] = {whole = false, fields = {}}
+  local note = noted[key]
+  if not note then
+    note = {whole = false, fields = {}}
+    noted[key] = note
     order[#order + 1] = key
   end
-  return noted[key]
+  return note
+end
+
+local function update(key, fields)
+  local kept = note_of(key).fields
+  for field, value in pairs(fields) do kept[field] = value and encode(value) end
 end
 
 local function replace(key, row)
   local note = note_of(key)
   note.whole = true
-  note.fields = row
-end
-
-local function update(key, fields)
-  local note = note_of(key)
-  for field, value in pairs(fields) do note.fields[field] = value end
+  note.fields = {}
+  update(key, row)
 end
 
 local function wake(key, inboxes)
@@ -120,18 +136,21 @@ local function wake(key, inboxes)
 end
 
 local function write(key, note)
-  if note.whole then redis.call('DEL', key) end
-  local set = {}
+  if note.whole and present[key] then redis.call('DEL', key) end
+  local set, count = {}, 0
   for field, value in pairs(note.fields) do
     if value then
-      set[#set + 1] = field
-      set[#set + 1] = encode(value)
+      set[count + 1] = field
+      set[count + 2] = value
+      count = count + 2
     elseif not note.whole then
       redis.call('HDEL', key, field)
     end
   end
-  if #set > 0 then redis.call('HSET', key, unpack(set)) end
-  if note.fields.x then
-    redis.call('PEXPIREAT', key, string.format('%.0f', note.fields.x + slack))
+  if count > 0 then redis.call('HSET', key, unpack(set)) end
+  local expiry = note.fields.x
+  if expiry then
+    if slack > 0 then expiry = format('%.0f', expiry + slack) end
+    redis.call('PEXPIREAT', key, expiry)
   end
 end
