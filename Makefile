@@ -14,9 +14,9 @@ PACKAGE := pyproject.toml README.md $(shell find src -type f -not -path '*/__pyc
 
 # Two workers for two cores. The fault tests of a run stay together on one of them.
 WORKERS ?= 2
-PYTEST := -m pytest -m "not campaign"
+PYTEST := -m pytest --tb=short -m "not campaign"
 # The runs beside the main one: neither real crashes nor what takes seconds changes with them.
-PYTEST_SHORT := -m pytest -m "not campaign and not slow" --ignore=tests/faults -q
+PYTEST_SHORT := -m pytest --tb=short -m "not campaign and not slow" --ignore=tests/faults -q
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
