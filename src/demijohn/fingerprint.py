@@ -74,26 +74,26 @@ def of_request(
         key_field: a form field and query argument that carries the key, and does not count.
     """
     query = request.environ.get("QUERY_STRING")
-    pairs = _sorted_query(query, key_field) if query else []
-    path = request.path.encode("utf-8", "surrogatepass")
-    head = (request.method.encode(), path, b"%d" % len(pairs), *pairs)
+    pairs = _sorted_query(query, key_field) if query else ()
+    path = request.path
     kind, content = _content(request, how, key_field)
-    digest = hashlib.sha256(_packed((*head, *kind)))
+    head = f"{request.method} {len(path)}:{path}{len(pairs)}:{kind}\n"
+    digest = hashlib.sha256(head.encode("utf-8", "surrogatepass"))
+    if pairs:
+        digest.update(_packed(pairs))
     # The content is last, so that it needs no length.
     digest.update(content)
     return digest.digest()
 
 
-def _content(
-    request: Request, how: Fingerprint | None, key_field: str | None
-) -> tuple[tuple[bytes, ...], bytes]:
+def _content(request: Request, how: Fingerprint | None, key_field: str | None) -> tuple[str, bytes]:
     """Return the kind of the content, and the bytes that stand for it."""
     if how is None:
         return _body(request, key_field)
     if callable(how):
         chosen = how(request)
-        return (b"own",), chosen.encode() if isinstance(chosen, str) else bytes(chosen)
-    return (b"pointers",), _packed(_pointed_at(request, how))
+        return "own", chosen.encode() if isinstance(chosen, str) else bytes(chosen)
+    return "pointers", _packed(_pointed_at(request, how))
 
 
 def _sorted_query(query: str, key_field: str | None) -> list[bytes]:
@@ -108,24 +108,25 @@ def _sorted_pairs(pairs: Iterable[tuple[str, str]]) -> list[bytes]:
 
 
 @functools.lru_cache(maxsize=256)
-def _media_type(content_type: str) -> tuple[str, bool]:
-    """Return the type without parameters, and whether it is JSON."""
+def _media_type(content_type: str) -> tuple[str, str]:
+    """Return the type without parameters, and which kind of body that is."""
     name = parse_options_header(content_type)[0].lower()
-    return name, name == "application/json" or name.endswith("+json")
+    if name in _FORMS:
+        return name, "form"
+    return name, "json" if name == "application/json" or name.endswith("+json") else "raw"
 
 
-def _body(request: Request, key_field: str | None) -> tuple[tuple[bytes, ...], bytes]:
-    media_type, is_json = _media_type(request.environ.get("CONTENT_TYPE", ""))
-    name = media_type.encode()
-    if media_type in _FORMS:
-        return (name, b"form"), _packed(_form_parts(request, key_field))
+def _body(request: Request, key_field: str | None) -> tuple[str, bytes]:
+    name, kind = _media_type(request.environ.get("CONTENT_TYPE", ""))
+    if kind == "form":
+        return f"form {name}", _packed(_form_parts(request, key_field))
     if not _fits_in_memory(request):
-        return (name, b"digest"), _digest_through_file(request)
+        return f"digest {name}", _digest_through_file(request)
     body = request.get_data(cache=True)
-    canonical = canonical_json(body) if is_json else None
-    if canonical is not None:
-        return (name, b"json"), canonical
-    return (name, b"raw"), body
+    canonical = canonical_json(body) if kind == "json" else None
+    if canonical is None:
+        return f"raw {name}", body
+    return f"json {name}", canonical
 
 
 def _form_parts(request: Request, key_field: str | None) -> Iterator[bytes]:
@@ -149,10 +150,10 @@ def _digest_file(stream: IO[bytes]) -> bytes:
 
 
 def _fits_in_memory(request: Request) -> bool:
-    length = request.content_length
-    if length is None:
-        return not request.environ.get("wsgi.input_terminated", False)
-    return length <= IN_MEMORY
+    length = request.environ.get("CONTENT_LENGTH", "")
+    if length.isdecimal():
+        return int(length) <= IN_MEMORY
+    return not request.environ.get("wsgi.input_terminated", False)
 
 
 def _digest_through_file(request: Request) -> bytes:

@@ -74,7 +74,7 @@ class State:
     def __init__(self) -> None:
         self.principal: Principal | None = None
         self.idempotency: object = None
-        self.unrendered: object = None
+        self.unrendered: Any = None
 
 
 def state() -> State:

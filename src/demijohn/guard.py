@@ -24,7 +24,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from flask import Blueprint, Flask, Response, after_this_request, current_app, g, request
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    after_this_request,
+    current_app,
+    got_request_exception,
+    request,
+)
 from werkzeug.exceptions import HTTPException
 
 from .core.step import Step
@@ -73,15 +81,17 @@ class _Run:
 
     def settle(self) -> None:
         """Carry out what this flow wants for itself alone, until it proceeds or ends."""
-        while isinstance(self.command, Step | Wait):
+        while True:
             command = self.command
             try:
-                if isinstance(command, Wait):
-                    reply: Reply = self.store.wait(
+                if isinstance(command, Step):
+                    reply: Reply = self.store.run((command,))[0]
+                elif isinstance(command, Wait):
+                    reply = self.store.wait(
                         command.key, since=command.since, timeout_ms=command.timeout_ms
                     )
                 else:
-                    reply = self.store.run([command])[0]
+                    return
             except StoreError as error:
                 self.throw(error)
             else:
@@ -115,15 +125,15 @@ def _one_trip(runs: Sequence[_Run]) -> None:
 class _Passage:
     """One call through one guard, from the first flow's start to the last flow's end."""
 
-    __slots__ = ("active", "policies")
+    __slots__ = ("active", "app")
 
-    def __init__(self, policies: Sequence[BoundPolicy]) -> None:
-        self.policies = policies
+    def __init__(self, app: Flask) -> None:
+        self.app = app
         self.active: list[_Run] = []
 
-    def enter(self, call: Call) -> Answer | None:
+    def enter(self, call: Call, policies: Sequence[BoundPolicy]) -> Answer | None:
         """Decide before the view; an answer means that the view does not run."""
-        early = self._start(call)
+        early = self._start(call, policies)
         if not self.active:
             return early
         _one_trip(self.active)
@@ -131,14 +141,13 @@ class _Passage:
             run.settle()
             if run.answer is not None:
                 return self._answered(run.answer, index)
-        if any(run.done for run in self.active):
-            self.active = [run for run in self.active if not run.done]
+        self.active = [run for run in self.active if not run.done]
         if early is not None:
             return self._answered(early, len(self.active))
         return None
 
-    def _start(self, call: Call) -> Answer | None:
-        for policy in self.policies:
+    def _start(self, call: Call, policies: Sequence[BoundPolicy]) -> Answer | None:
+        for policy in policies:
             try:
                 flow = policy.flow(call)
             except HTTPException as refusal:
@@ -165,8 +174,8 @@ class _Passage:
 
     def leave(self, result: Result) -> Answer | None:
         """Decide after the view, from the inside out; an answer replaces the view's response."""
-        runs = self.active[::-1]
-        self.active = []
+        runs, self.active = self.active, []
+        runs.reverse()
         for run in runs:
             run.send(result)
         _one_trip(runs)
@@ -255,9 +264,9 @@ class Guard:
         if policies is None:
             policies = tuple(policy.bind(binding) for policy in self.policies)
             binding.guards[self] = policies
-        passage = _Passage(policies)
+        passage = _Passage(app)
         call = Call(app, request._get_current_object(), binding.principal)  # type: ignore[attr-defined]
-        answer = passage.enter(call)
+        answer = passage.enter(call, policies)
         return (passage if passage.active else None), answer
 
 
@@ -268,7 +277,7 @@ def _give(answer: Answer) -> Response:
 
 
 def _leave(passage: _Passage, value: object) -> Response:
-    response = current_app.make_response(cast("Any", value))
+    response = passage.app.make_response(cast("Any", value))
     replaced = passage.leave(Result(response))
     return response if replaced is None else _give(replaced)
 
@@ -297,11 +306,19 @@ def _failed(passage: _Passage, error: BaseException) -> None:
     after_this_request(rendered)
 
 
-def finish_unrendered(_: BaseException | None) -> None:
-    """Tell the flows of an exception of which Flask made no response; a teardown function."""
-    found = g.get("_demijohn")
-    if found is not None and found.unrendered is not None:
-        (passage, error), found.unrendered = found.unrendered, None
+def finish_unrendered(app: Flask, exception: BaseException, **_: object) -> None:
+    """Tell the flows of an exception of which Flask will make no response; a signal's receiver.
+
+    Flask sends the signal for every exception that no handler takes, before it either renders a
+    500 (then the flows are told of that) or lets the exception through, as here is known by the
+    same rule.
+    """
+    propagate = app.config["PROPAGATE_EXCEPTIONS"]
+    if not (app.testing or app.debug if propagate is None else propagate):
+        return
+    current = state()
+    if current.unrendered is not None:
+        (passage, error), current.unrendered = current.unrendered, None
         passage.leave(Result(None, error))
 
 
@@ -337,8 +354,7 @@ def exempt(view: Callable[P, R], capability: str) -> Callable[P, R]:
 
 def install(app: Flask) -> None:
     """Register what the guards of ``app`` need besides themselves; once an application."""
-    if finish_unrendered not in app.teardown_request_funcs.get(None, ()):
-        app.teardown_request(finish_unrendered)
+    got_request_exception.connect(finish_unrendered, app)
 
 
 def by_default(

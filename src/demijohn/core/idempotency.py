@@ -113,6 +113,7 @@ _STATES: Final = tuple(State)
 _A, _R, _C, _U, _E = _STATES
 _RUNNING, _COMPLETED = int(_R), int(_C)
 _NO_FACTS: Final = Facts()
+_OWNED: Final = Facts(own=True)
 _BEGIN, _RENEW, _COMPLETE, _RELEASE, _RESOLVE = Event
 
 
@@ -342,7 +343,7 @@ def _unknown(index: int, row: Row, state: State, now_ms: int) -> Decision:
 def _owned(rows: Rows, now_ms: int, event: Event, token: bytes) -> tuple[Row, State, Transition]:
     row = rows[0] or {}
     state = state_of(rows[0], now_ms)
-    facts = Facts(own=_data(row, TOKEN) == token)
+    facts = _OWNED if row.get(TOKEN) == token else _NO_FACTS
     return row, state, transition(state, event, facts)
 
 

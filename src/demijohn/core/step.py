@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from demijohn.errors import CorruptRecord
-
 import msgspec
+
+from demijohn.errors import CorruptRecord
 
 # The values below are made several times in every request. A Struct is a frozen, slotted value
 # as a dataclass is, and costs a quarter of one to make.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
+import os
 import zlib
 from typing import Any
 
@@ -39,7 +39,7 @@ class Claim:
         self.names = names
         self.fingerprint = fingerprint
         self.lease_ms = lease_ms
-        self.token = secrets.token_bytes(16)
+        self.token = os.urandom(16)
         self.attempt = Attempt(key, names[0])
 
     @property
@@ -90,10 +90,9 @@ def row_names(row_secrets: tuple[bytes, ...], caller: str, scope: str, key: str)
     """
     message = f"{len(caller)}:{caller}{len(scope)}:{scope}{key}".encode("utf-8", "surrogatepass")
     tag = zlib.crc32(message) & 0xFFFF
-    return tuple(
-        [
-            f"idempotency:{{{tag:04x}}}:"
-            + hashlib.blake2b(message, key=secret, digest_size=20).hexdigest()
-            for secret in row_secrets
-        ]
-    )
+    head = f"idempotency:{{{tag:04x}}}:"
+    return tuple([head + _mac(message, secret) for secret in row_secrets])
+
+
+def _mac(message: bytes, secret: bytes) -> str:
+    return hashlib.blake2b(message, key=secret, digest_size=20).hexdigest()

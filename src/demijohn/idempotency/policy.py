@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from flask import Response
 
@@ -116,18 +116,31 @@ class BoundIdempotency:
         )
 
     def _flow(self, claim: Claim) -> Flow:
+        # Read before the key is looked at, so that no wake-up falls between look and wait.
         mark = self.store.mark
         try:
             outcome: Outcome = yield self._begin(claim)
             if outcome.status == "busy":
                 outcome = yield from self._wait(claim, mark, outcome)
-            answer = self._answer(claim, outcome)
+            if outcome.status != "run":
+                return self._answer(claim, outcome)
         except StoreError as error:
             self._store_failed(claim, error)
             return None  # open: the view runs unprotected
-        if answer is not None:
-            return answer
-        return (yield from self._run(claim, outcome))
+        self._started(claim, outcome)
+        try:
+            result: Result = yield PROCEED
+            if _is_streamed(result):
+                return (yield from self._stream(claim, result))
+            step = self._conclusion(claim, result)
+            try:
+                outcome = yield step
+            except StoreError as error:
+                self._conclude_later(claim, step, error)
+                return None
+            return self._concluded(claim, outcome)
+        finally:
+            self._keeper.forget(claim.token)
 
     def _store_failed(self, claim: Claim, error: StoreError) -> None:
         """Refuse the request, unless it may run unprotected."""
@@ -201,12 +214,10 @@ class BoundIdempotency:
         claim.tell(signals.conflicted)
         raise _in_progress(outcome.integer(1))
 
-    def _answer(self, claim: Claim, outcome: Outcome) -> Response | None:
-        """Return what answers in the view's place; ``None`` if the view runs."""
+    def _answer(self, claim: Claim, outcome: Outcome) -> Response:
+        """Return what answers in the view's place."""
         claim.attempt.key_name = claim.names[outcome.integer(0)]
         match outcome.status:
-            case "run":
-                return None
             case "replay":
                 return self._replay(claim, outcome.data(1))
             case "mismatch":
@@ -242,38 +253,35 @@ class BoundIdempotency:
 
     # --- around the view ------------------------------------------------------------------------
 
-    def _run(self, claim: Claim, outcome: Outcome) -> Flow:
+    def _started(self, claim: Claim, outcome: Outcome) -> None:
         attempt = claim.attempt
-        attempt.fence, attempt.attempt = outcome.integer(1), outcome.integer(2)
+        index, fence, number, taken_over = cast("tuple[int, int, int, int]", outcome.values)
+        attempt.key_name, attempt.fence, attempt.attempt = claim.names[index], fence, number
         claim.call.state.idempotency = attempt
         self._keeper.keep(claim.token, self.store, claim, lease_ms=claim.lease_ms)
-        try:
-            if outcome.integer(3):
-                log.warning("took over a lost request of %s", claim.endpoint)
-                claim.tell(signals.taken_over)
-            claim.tell(signals.begun)
-            result: Result = yield PROCEED
-            if _is_streamed(result):
-                return (yield from self._run_streamed(claim, result))
-            step = self._conclusion(claim, result)
-            return (yield from self._conclude(claim, step))
-        finally:
-            self._keeper.forget(claim.token)
+        if taken_over:
+            log.warning("took over a lost request of %s", claim.endpoint)
+            claim.tell(signals.taken_over)
+        claim.tell(signals.begun)
 
-    def _run_streamed(self, claim: Claim, result: Result) -> Flow:
+    def _stream(self, claim: Claim, result: Result) -> Flow:
         """Conclude when the body has been sent. The status is out by then: nothing is answered."""
         response = result.response
         assert response is not None
-        if not self._is_stored(claim, result):
-            return (yield from self._conclude(claim, self._release(claim)))
-        finish = self._settings.on_disconnect == "finish"
-        collected: Collected = yield Collect(self._settings.max_body, finish)
-        if not collected.complete and not claim.attempt.effects_are_done:
-            step = self._release(claim)
+        step = self._release(claim)
+        if self._is_stored(claim, result):
+            finish = self._settings.on_disconnect == "finish"
+            collected: Collected = yield Collect(self._settings.max_body, finish)
+            if collected.complete or claim.attempt.effects_are_done:
+                body = collected.body if collected.complete else None
+                step = self._complete(claim, self._frame(response, body))
+        try:
+            outcome: Outcome = yield step
+        except StoreError as error:
+            self._conclude_later(claim, step, error)
         else:
-            body = collected.body if collected.complete else None
-            step = self._complete(claim, self._frame(response, body))
-        return (yield from self._conclude(claim, step, answered=True))
+            self._told(claim, outcome)
+        return None
 
     def _conclusion(self, claim: Claim, result: Result) -> Step:
         if not self._is_stored(claim, result):
@@ -316,25 +324,19 @@ class BoundIdempotency:
 
     # --- after the view -------------------------------------------------------------------------
 
-    def _conclude(self, claim: Claim, step: Step, *, answered: bool = False) -> Flow:
-        try:
-            outcome: Outcome = yield step
-        except StoreError as error:
-            self._conclude_later(claim, step, error)
-            return None
+    def _concluded(self, claim: Claim, outcome: Outcome) -> Response | None:
         self._told(claim, outcome)
-        if outcome.status != "fenced" or answered:
+        if outcome.status != "fenced":
             return None
         # Another request took over while this one ran: every client sees the winner's result.
-        state_now, data = outcome.integer(0), outcome.data(1)
-        if state_now == core.State.COMPLETED:
-            return self._replay(claim, data)
+        if outcome.integer(0) == core.State.COMPLETED:
+            return self._replay(claim, outcome.data(1))
         raise _in_progress(1000)
 
     def _told(self, claim: Claim, outcome: Outcome | None) -> None:
         if outcome is None:
             claim.tell(signals.lost)
-        elif outcome.status == "completed":
+        elif outcome.status == "completed":  # the usual end first
             claim.tell(signals.completed)
         elif outcome.status == "released":
             claim.tell(signals.released)

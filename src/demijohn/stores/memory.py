@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from ..core.step import EXPIRES, Outcome, Row, Step, Wake, decide, live
 from ..errors import ConfigError
@@ -30,14 +32,17 @@ class MemoryStore:
         clock: milliseconds since the epoch.
     """
 
-    inbox = ""
-
     def __init__(self, *, clock: Clock = wall_clock_ms) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._rows: dict[str, Row] = {}
         self._expiries: list[tuple[int, str]] = []
         self._bell = Bell()
+
+    @property
+    def inbox(self) -> str:
+        """See :attr:`Store.inbox`; a forked child has rows of its own, and so a name of its own."""
+        return f"memory:{os.getpid()}"
 
     @property
     def mark(self) -> int:
@@ -48,35 +53,40 @@ class MemoryStore:
         """See :meth:`Store.run`; without I/O there is no unavailability."""
         outcomes: list[Outcome] = []
         wakes: list[Wake] = []
-        changed: dict[str, Row | None] = {}  # written at the end: a run that fails writes nothing
+        before: dict[str, Row | None] = {}
         with self._lock:
             now_ms = self._clock()
-            for step in steps:
-                rows = [changed[k] if k in changed else self._rows.get(k) for k in step.keys]
-                decision = decide(step, rows, now_ms)
-                for index, row in decision.writes.items():
-                    changed[step.keys[index]] = row
-                wakes += decision.wakes
-                outcomes.append(decision.outcome)
-                if decision.outcome.halts:
-                    break
-            for key, row in changed.items():
-                self._write(key, row, now_ms)
+            try:
+                for step in steps:
+                    decision = decide(step, [self._rows.get(key) for key in step.keys], now_ms)
+                    for index, row in decision.writes.items():
+                        key = step.keys[index]
+                        before.setdefault(key, self._rows.get(key))
+                        self._write(key, row)
+                    wakes += decision.wakes
+                    outcomes.append(decision.outcome)
+                    if decision.outcome.halts:
+                        break
+            except BaseException:  # a run that fails writes nothing
+                for key, row in before.items():
+                    self._write(key, row)
+                raise
+            if before:
+                self._sweep(now_ms)
         for wake in wakes:
-            self._bell.ring(wake.key)
+            # Who waits has registered: where nobody has, there is nothing to remember.
+            if wake.inboxes:
+                self._bell.ring(wake.key)
         return outcomes
 
-    def _write(self, key: str, row: Row | None, now_ms: int) -> None:
+    def _write(self, key: str, row: Row | None) -> None:
         if row is None:
             self._rows.pop(key, None)
             return
-        old = self._rows.get(key)
-        self._rows[key] = row
-        expires = row[EXPIRES]
         # One heap entry a row: a row that lives on is pushed again when its entry comes up.
-        if old is None and isinstance(expires, int):
-            heapq.heappush(self._expiries, (expires, key))
-        self._sweep(now_ms)
+        if key not in self._rows:
+            heapq.heappush(self._expiries, (cast("int", row[EXPIRES]), key))
+        self._rows[key] = row
 
     def _sweep(self, now_ms: int) -> None:
         for _ in range(SWEEP_PER_WRITE):
@@ -86,8 +96,8 @@ class MemoryStore:
             row = self._rows.get(key)
             if row is None:
                 continue
-            expires = row[EXPIRES]
-            if isinstance(expires, int) and expires > now_ms:
+            expires = cast("int", row[EXPIRES])
+            if expires > now_ms:
                 heapq.heappush(self._expiries, (expires, key))
             else:
                 del self._rows[key]
@@ -101,9 +111,7 @@ class MemoryStore:
         with self._lock:
             rows = list(self._rows.items())
         now_ms = self._clock()
-        return (
-            (key, row) for key, row in rows if key.startswith(prefix) and live(row, now_ms)
-        )
+        return ((key, row) for key, row in rows if key.startswith(prefix) and live(row, now_ms))
 
     def health(self) -> Health:
         """See :meth:`Store.health`."""
