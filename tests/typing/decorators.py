@@ -3,6 +3,8 @@
 Each `type: ignore` is a test as well: both checkers report one that is not needed.
 """
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from __future__ import annotations
 
 from datetime import timedelta
