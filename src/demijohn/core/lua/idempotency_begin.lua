@@ -61,7 +61,7 @@ end
 return function(keys, args)
   local at, row, state = found(keys)
   local key, index = keys[at], at - 1
-  local own = data(row, 't') == args[2]
+  local own = owns(row, args[2])
   if state == ABSENT then return run(key, index, row, state, own, args) end
   if state == EXPIRED then return {'expired', 1, index} end
   if data(row, 'p') ~= args[1] then return {'mismatch', 1, index} end

@@ -9,7 +9,7 @@ return function(keys, args)
   local key = keys[1]
   local row = read(key, 's', 'f', 'a', 't', 'p', 'u', 'k', 'w')
   local state = state_of(key, row)
-  local own = data(row, 't') == args[2]
+  local own = owns(row, args[2])
   if not own or state == ABSENT or state == EXPIRED then return fenced(key, state) end
   if state == COMPLETED then return {'completed', 0} end  -- the reply to the first was lost
   local ttl_ms, retain_ms, tombstone_ms = tonumber(args[4]), tonumber(args[5]), tonumber(args[6])

@@ -9,7 +9,7 @@ return function(keys, args)
   local key = keys[1]
   local row = read(key, 's', 'f', 'a', 't', 'u', 'k', 'w')
   local state = state_of(key, row)
-  local own = data(row, 't') == args[2]
+  local own = owns(row, args[2])
   if not own or state == COMPLETED or state == EXPIRED then return fenced(key, state) end
   if state == ABSENT then return {'released', 0} end  -- the reply to the first was lost
   wake(args[1], data(row, 'w'))

@@ -8,7 +8,7 @@ return function(keys, args)
   local key, lease_ms = keys[1], tonumber(args[2])
   local row = read(key, 's', 't', 'l', 'u', 'k')
   local state = state_of(key, row)
-  local own = data(row, 't') == args[1]
+  local own = owns(row, args[1])
   -- UNKNOWN: the owner that was believed lost lives after all.
   if not own or (state ~= RUNNING and state ~= UNKNOWN) then return fenced(key, state) end
   -- Retention counts from the end of the lease, so both move together.

@@ -1,7 +1,7 @@
 -- Purpose: what the five steps of idempotency share; the twins of state_of, _fenced, _completed,
 --   _released and _wakes in core/idempotency.py.
 -- KEYS, ARGV: none of its own.
--- Return: nothing. It defines state_of, fenced, completed, released, and the states.
+-- Return: nothing. It defines state_of, owns, fenced, completed, released, and the states.
 -- Fields of a row: s state, f fence, a attempt, t token, p fingerprint, l lease until, u retained
 --   until, k tombstone, r frame, w waiters' inboxes, c since; instants in milliseconds.
 
@@ -19,6 +19,10 @@ local function state_of(key, row)
     return ABSENT
   end
   return state
+end
+
+local function owns(row, token)
+  return row ~= nil and row.t ~= nil and data(row, 't') == token
 end
 
 -- The caller does not hold the key; what the winner stored, if it has, is the answer.

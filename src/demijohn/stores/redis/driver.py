@@ -290,12 +290,13 @@ def connect(address: Address, place: tuple[str, int] | None = None) -> Node:
     settings = _settings(address)
     if address.layout is Layout.UNIX:
         settings["path"] = address.path
-        make = partial(redis.UnixDomainSocketConnection, **settings)  # type: ignore[abstract]
-        return Node(address, cast("Callable[[], _Connection]", make), address.name)
+        unix = cast("Callable[..., _Connection]", redis.UnixDomainSocketConnection)
+        return Node(address, partial(unix, **settings), address.name)
     host, port = place or address.nodes[0]
     settings |= {"host": host, "port": port, **_tls(address)}
-    make_tcp = partial(redis.SSLConnection if address.tls else redis.Connection, **settings)
-    return Node(address, cast("Callable[[], _Connection]", make_tcp), f"redis at {host}:{port}")
+    chosen = redis.SSLConnection if address.tls else redis.Connection
+    tcp = cast("Callable[..., _Connection]", chosen)
+    return Node(address, partial(tcp, **settings), f"redis at {host}:{port}")
 
 
 def _master_of(address: Address) -> Node:
