@@ -37,6 +37,11 @@ class Bell:
         """How many threads wait now."""
         return sum(len(waiters) for waiters in list(self._waiting.values()))
 
+    def keys(self) -> list[str]:
+        """Return the keys that are waited for now."""
+        with self._lock:
+            return list(self._waiting)
+
     def ring(self, key: str) -> None:
         """Wake all who wait for ``key``."""
         with self._lock:

@@ -1,0 +1,273 @@
+"""Rows in an SQLite file.
+
+Theory of operation. A run is one transaction. Steps that may end without a write are decided first
+on a snapshot, by the same pure functions and without any lock: a replay is one ``SELECT``. Only
+where the decision writes, everything is decided again under ``BEGIN IMMEDIATE``, on fresh rows.
+
+The clock is this machine's, which all processes that share the file have in common.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+
+from ...core.step import EXPIRES, Decision, Outcome, Row, Step, Wake, decide, live
+from ...errors import ConfigError, CorruptRecord, StoreError, StoreUnavailable
+from ..bell import Bell
+from ..forks import renew_in_children
+from ..memory import wall_clock_ms
+from ..protocol import Clock, Health
+from .file import File, Synchronous, parse_synchronous
+from .purger import Purger
+from .watcher import Watcher
+
+VERSION: Final = b"\x01"
+
+_SELECT: Final = "SELECT data, revision FROM rows WHERE key = ?"
+_UPSERT: Final = (
+    "INSERT INTO rows (key, data, expires_ms, revision) VALUES (?, ?, ?, 1)"
+    " ON CONFLICT (key) DO UPDATE SET data = excluded.data, expires_ms = excluded.expires_ms,"
+    " revision = revision + 1"
+)
+_DELETE: Final = "DELETE FROM rows WHERE key = ?"
+# Keys compare by their bytes, so those with a common prefix lie together.
+_SCAN: Final = "SELECT key, data FROM rows WHERE key > ? ORDER BY key LIMIT 200"
+_SCAN_FROM: Final = "SELECT key, data FROM rows WHERE key >= ? ORDER BY key LIMIT 200"
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[str, int | bytes])
+
+
+def encode(row: Row) -> bytes:
+    """Return the bytes of a row."""
+    return VERSION + _encoder.encode(row)
+
+
+def decode(key: str, data: bytes) -> Row:
+    """Return the row in ``data``.
+
+    Raises:
+        CorruptRecord: it is truncated, altered, or of another version.
+    """
+    if data[:1] != VERSION:
+        raise CorruptRecord(f"row {key} has version {data[:1]!r}; this release reads {VERSION!r}")
+    try:
+        row = _decoder.decode(memoryview(data)[1:])
+    except msgspec.DecodeError as error:
+        raise CorruptRecord(f"row {key} cannot be read: {error}") from error
+    if not isinstance(row.get(EXPIRES), int):
+        raise CorruptRecord(f"row {key} has no expiry")
+    return row
+
+
+class _Changes:
+    """What the steps of one run have decided so far."""
+
+    __slots__ = ("outcomes", "rows", "wakes")
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.rows: dict[str, Row | None] = {}
+        self.wakes: tuple[Wake, ...] = ()
+
+    def add(self, step: Step, decision: Decision) -> None:
+        for index, row in decision.writes.items():
+            self.rows[step.keys[index]] = row
+        self.wakes += decision.wakes
+        self.outcomes.append(decision.outcome)
+
+
+class SqliteStore:
+    """Rows in an SQLite file that the processes of one machine share.
+
+    Args:
+        path: of the file; it and its folder are made when they are first needed.
+        synchronous: ``"full"``: a commit survives the loss of power; ``"normal"``: it survives
+            ``kill -9``, and is a few times faster.
+        busy_timeout_ms: how long to wait for another process's write, in milliseconds.
+        purge_every_s: how often expired rows are removed, in seconds.
+        clock: milliseconds since the epoch.
+    """
+
+    inbox = ""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        synchronous: Synchronous = "full",
+        busy_timeout_ms: int = 5000,
+        purge_every_s: float = 10.0,
+        clock: Clock = wall_clock_ms,
+    ) -> None:
+        self._clock = clock
+        self._purge_every_s = purge_every_s
+        self._file = File(Path(path), synchronous, busy_timeout_ms)
+        self._begin_process()
+        renew_in_children(self)
+
+    def _begin_process(self) -> None:
+        self._bell = Bell()
+        self._watcher = Watcher(self._file, self._bell)
+        self._purger = Purger(self._file, self._clock, self._purge_every_s)
+
+    def renew_after_fork(self) -> None:
+        """See :class:`Renewable`."""
+        self._file.renew_after_fork()
+        self._begin_process()
+
+    @property
+    def mark(self) -> int:
+        """See :attr:`Store.mark`."""
+        return self._bell.mark
+
+    def run(self, steps: Sequence[Step]) -> list[Outcome]:
+        """See :meth:`Store.run`."""
+        with self._file.connection() as connection:
+            if all([step.kind.may_only_read for step in steps]):
+                changes = self._decide_on_snapshot(connection, steps)
+                if not changes.rows:
+                    return changes.outcomes
+            changes = self._decide_and_write(connection, steps)
+        for wake in changes.wakes:
+            self._bell.ring(wake.key)
+        self._purger.start()
+        return changes.outcomes
+
+    def _decide_on_snapshot(
+        self, connection: sqlite3.Connection, steps: Sequence[Step]
+    ) -> _Changes:
+        if len(steps) == 1 and len(steps[0].keys) == 1:
+            return self._decide(connection, steps)  # one SELECT is a snapshot of itself
+        connection.execute("BEGIN")
+        changes = self._decide(connection, steps)
+        connection.execute("COMMIT")
+        return changes
+
+    def _decide_and_write(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> _Changes:
+        connection.execute("BEGIN IMMEDIATE")
+        changes = self._decide(connection, steps)
+        for key, row in changes.rows.items():
+            if row is None:
+                connection.execute(_DELETE, (key,))
+            else:
+                connection.execute(_UPSERT, (key, encode(row), row[EXPIRES]))
+        connection.execute("COMMIT")
+        return changes
+
+    def _decide(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> _Changes:
+        now_ms = self._clock()
+        changes = _Changes()
+        for step in steps:
+            rows = [self._row(connection, key, changes) for key in step.keys]
+            decision = decide(step, rows, now_ms)
+            changes.add(step, decision)
+            if decision.outcome.halts:
+                break
+        return changes
+
+    def _row(self, connection: sqlite3.Connection, key: str, changes: _Changes) -> Row | None:
+        if key in changes.rows:
+            return changes.rows[key]
+        found = connection.execute(_SELECT, (key,)).fetchone()
+        if found is None:
+            return None
+        # Who finds a row may come to wait for it.
+        self._watcher.saw(key, found[1])
+        return decode(key, found[0])
+
+    def wait(self, key: str, *, since: int, timeout_ms: int) -> bool:
+        """See :meth:`Store.wait`; another process's commit is heard within some milliseconds."""
+        return self._watcher.wait(key, since, timeout_ms)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, Row]]:
+        """See :meth:`Store.scan`; no lock is held between the pages."""
+        statement, last = _SCAN_FROM, prefix
+        while True:
+            with self._file.connection() as connection:
+                page = connection.execute(statement, (last,)).fetchall()
+            now_ms = self._clock()
+            for key, data in page:
+                if not key.startswith(prefix):
+                    return
+                row = live(decode(key, data), now_ms)
+                if row is not None:
+                    yield key, row
+            if not page:
+                return
+            statement, last = _SCAN, page[-1][0]
+
+    def purge(self) -> int:
+        """Remove all expired rows now, in small transactions; return how many there were."""
+        return self._purger.purge()
+
+    def health(self) -> Health:
+        """See :meth:`Store.health`."""
+        started = time.perf_counter()
+        try:
+            with self._file.connection() as connection:
+                (count,) = connection.execute("SELECT count(*) FROM rows").fetchone()
+                (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            detail = f"{count} rows, {self._file.path.stat().st_size} bytes, journal {mode}"
+            ok = True
+        except (StoreError, OSError) as error:
+            ok, detail = False, str(error)
+        return Health("sqlite", ok, (time.perf_counter() - started) * 1000, detail)
+
+    def close(self) -> None:
+        """See :meth:`Store.close`."""
+        self._watcher.close()
+        self._purger.close()
+        self._bell.ring_all()
+        self._file.close()
+
+
+# --- from a URL ---------------------------------------------------------------------------------
+
+_OPTIONS: Final = ("busy_timeout", "purge_every", "synchronous")
+
+
+def from_url(url: str) -> SqliteStore:
+    """Make the store for ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
+
+    Options: ``synchronous`` (``full``, ``normal``), ``busy_timeout`` and ``purge_every`` (seconds).
+
+    Raises:
+        ConfigError: the URL has no path, a host, or an unknown or wrong option.
+    """
+    parts = urlsplit(url)
+    path = unquote(parts.path).removeprefix("/")
+    if parts.netloc or not path or path == ":memory:":
+        raise ConfigError(
+            f"{url!r} does not name a file: write sqlite:///relative.db or sqlite:////absolute.db, "
+            "or memory:// for a store that is lost with its process"
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in options:
+        if name not in _OPTIONS:
+            near = difflib.get_close_matches(name, _OPTIONS, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"sqlite:// has no option {name!r}; did you mean {near!r}?")
+    return SqliteStore(
+        Path(path),
+        synchronous=parse_synchronous(options.get("synchronous", "full")),
+        busy_timeout_ms=round(_seconds(options, "busy_timeout", 5.0) * 1000),
+        purge_every_s=_seconds(options, "purge_every", 10.0),
+    )
+
+
+def _seconds(options: dict[str, str], name: str, default: float) -> float:
+    try:
+        value = float(options.get(name, default))
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e6:
+        raise ConfigError(f"sqlite:// option {name} must be a number of seconds above 0")
+    return value
