@@ -55,6 +55,8 @@ CURES: Final[Mapping[str, str]] = {
     "NOPERM": "the user lacks a permission: it needs EVALSHA, EVAL, the hash commands, PEXPIREAT,"
     " PUBLISH and SUBSCRIBE on keys and channels below the prefix",
 }
+# A server that wants a password first hangs up on a command of many parts, without a code.
+_UNAUTHENTICATED: Final = "unauthenticated"
 _CODE_INSIDE: Final = re.compile(rf"(?:^|-)({'|'.join(CURES)}) ")
 _NO_RETRY: Final = Retry(NoBackoff(), 0)
 
@@ -187,7 +189,7 @@ class Node:
         except ResponseError as error:
             # The reply was read whole, so the connection is sound. But behind a failover it leads
             # to the wrong server, and so do the idle ones; new ones will not.
-            if _code(error) in {"READONLY", "MASTERDOWN"}:
+            if _code(error) in {"READONLY", "MASTERDOWN", "NOAUTH"}:
                 connection.disconnect()
                 self._disconnect_idle()
             _fail(self.name, error)
@@ -394,6 +396,8 @@ def _reply_or_error(connection: _Connection) -> Reply:
 def _code(error: RedisError) -> str:
     """Return the code with which the server refused, or ``""``."""
     # Redis 6.2 wraps what a command in a script answered: "ERR Error running script ...: -OOM ...".
+    if _UNAUTHENTICATED in str(error):
+        return "NOAUTH"
     found = _CODE_INSIDE.search(str(error))
     return error.status_code or "" if not found else found[1]
 

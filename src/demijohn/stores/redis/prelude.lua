@@ -135,8 +135,17 @@ local function wake(key, inboxes)
   for inbox in string.gmatch(inboxes, '[^\n]+') do woken[#woken + 1] = {key, inbox} end
 end
 
+-- A full server refuses what needs memory, but not once a script has written something else: so
+-- where there is a row already, DEL or PEXPIREAT comes first, and who has begun may renew, complete
+-- and release on a full server. A new row is refused, before anything was written.
 local function write(key, note)
+  local expiry = note.fields.x
+  if expiry and slack > 0 then expiry = format('%.0f', expiry + slack) end
   if note.whole and present[key] then redis.call('DEL', key) end
+  if not note.whole and expiry and tonumber(expiry) > now then
+    redis.call('PEXPIREAT', key, expiry)
+    expiry = nil
+  end
   local set, count = {}, 0
   for field, value in pairs(note.fields) do
     if value then
@@ -148,9 +157,5 @@ local function write(key, note)
     end
   end
   if count > 0 then redis.call('HSET', key, unpack(set)) end
-  local expiry = note.fields.x
-  if expiry then
-    if slack > 0 then expiry = format('%.0f', expiry + slack) end
-    redis.call('PEXPIREAT', key, expiry)
-  end
+  if expiry then redis.call('PEXPIREAT', key, expiry) end
 end
