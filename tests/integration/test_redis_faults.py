@@ -268,14 +268,14 @@ def test_full_server_takes_no_new_key_but_lets_running_ones_end(
 
 
 def test_replica_is_unavailable(each_redis: RedisServer, key: str) -> None:
-    with RedisServer(each_redis.binary, "--replicaof", HOST, str(each_redis.port)) as replica:
-        with opened(replica.url()) as store:
-            deadline = time.monotonic() + 20
-            while "READONLY" not in str(timed(lambda: one(store, begin(key)))[1]):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            with pytest.raises(StoreUnavailable, match="name the master"):
-                one(store, begin(key))
+    following = ("--replicaof", HOST, str(each_redis.port))
+    with RedisServer(each_redis.binary, *following) as replica, opened(replica.url()) as store:
+        deadline = time.monotonic() + 20
+        while "READONLY" not in str(timed(lambda: one(store, begin(key)))[1]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(StoreUnavailable, match="name the master"):
+            one(store, begin(key))
 
 
 def test_replica_without_its_master_is_unavailable(own_redis: RedisServer, key: str) -> None:
@@ -289,11 +289,9 @@ def test_replica_without_its_master_is_unavailable(own_redis: RedisServer, key: 
 def test_password_is_told(make_redis: Callable[..., RedisServer], key: str) -> None:
     server = make_redis()
     server.config_set(requirepass="secret")
-    with opened(server.url()) as store:
-        with pytest.raises(StoreUnavailable, match="wants a password"):
-            one(store, begin(key))
-    with opened(server.url().replace("//", "//:wrong@")) as store:
-        with pytest.raises(StoreUnavailable, match="are wrong"):
+    for userinfo, told in (("", "wants a password"), (":wrong@", "are wrong")):
+        url = server.url().replace("//", f"//{userinfo}")
+        with opened(url) as store, pytest.raises(StoreUnavailable, match=told):
             one(store, begin(key))
     with opened(server.url().replace("//", "//:secret@")) as store:
         assert one(store, begin(key)).status == "run"
@@ -317,9 +315,9 @@ def test_missing_permission_is_told_and_publishing_is_not_needed(
 
 def test_busy_server_is_unavailable(own_redis: RedisServer, key: str) -> None:
     own_redis.config_set(**{"lua-time-limit": 10})
-    with opened(own_redis.url()) as store, RedisEndless(own_redis):
-        with pytest.raises(StoreUnavailable, match=r"BUSY.*SCRIPT KILL"):
-            one(store, begin(key))
+    busy = pytest.raises(StoreUnavailable, match=r"BUSY.*SCRIPT KILL")
+    with opened(own_redis.url()) as store, RedisEndless(own_redis), busy:
+        one(store, begin(key))
 
 
 class RedisEndless:
