@@ -278,6 +278,32 @@ def test_replica_is_unavailable(each_redis: RedisServer, key: str) -> None:
             one(store, begin(key))
 
 
+def test_demoted_server_loses_all_its_connections(own_redis: RedisServer, key: str) -> None:
+    """What lies idle leads to the demoted server as well, so none of it is kept."""
+    with opened(own_redis.url()) as store:
+        node = store._link.nodes()[0]
+        both = [node._take(), node._take()]
+        for connection in both:
+            connection.connect()
+        node._idle += both
+        own_redis.client().replicaof(HOST, 1)
+        with pytest.raises(StoreUnavailable, match="READONLY"):
+            one(store, begin(key))
+        assert not any(connection.is_connected for connection in both)
+        own_redis.client().replicaof("NO", "ONE")
+        assert one(store, begin(key)).status == "run"
+
+
+def test_connection_with_an_unread_reply_is_not_used(own_redis: RedisServer, key: str) -> None:
+    with opened(own_redis.url()) as store:
+        node = store._link.nodes()[0]
+        connection = node._take()
+        connection.send_command("ECHO", "stale")
+        time.sleep(0.1)
+        node._idle.append(connection)
+        assert one(store, begin(key)).status == "run"
+
+
 def test_replica_without_its_master_is_unavailable(own_redis: RedisServer, key: str) -> None:
     own_redis.config_set(replica_serve_stale_data="no")
     own_redis.client().replicaof(HOST, 1)

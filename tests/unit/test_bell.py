@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from demijohn.stores.bell import Bell
+import pytest
+
+from demijohn.stores.bell import Bell, _Waiter
 
 
 def wait_for_waiters(bell: Bell, count: int) -> None:
@@ -105,3 +107,24 @@ def test_ring_that_crosses_the_end_of_a_wait_is_harmless() -> None:
 
 def test_negative_timeout_does_not_wait() -> None:
     assert not Bell().wait("key", 0, -5)
+
+
+def test_ring_at_the_last_moment_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    bell = Bell()
+
+    def sleep_until_it_is_too_late(waiter: _Waiter, timeout_ms: int) -> bool:
+        bell.ring("key")
+        return False
+
+    monkeypatch.setattr(_Waiter, "sleep", sleep_until_it_is_too_late)
+    assert bell.wait("key", bell.mark, 10)
+
+
+def test_keys_that_are_waited_for_are_known() -> None:
+    bell = Bell()
+    waiting = Waiting(bell, "key", bell.mark)
+    wait_for_waiters(bell, 1)
+    assert bell.keys() == ["key"]
+    bell.ring("key")
+    waiting.join()
+    assert bell.keys() == []

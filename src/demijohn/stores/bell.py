@@ -71,11 +71,12 @@ class Bell:
         if waiter.sleep(timeout_ms):
             return True
         with self._lock:
-            group = self._waiting.get(key)
-            if group is not None:
-                group.discard(waiter)
-                if not group:
-                    del self._waiting[key]
+            group = self._waiting.get(key, set())
+            if waiter not in group:
+                return True  # rung at the last moment
+            group.discard(waiter)
+            if not group:
+                del self._waiting[key]
         return False
 
     def _remember(self, key: str) -> None:

@@ -56,6 +56,7 @@ class ClusterLink:
         self._nodes: dict[Place, Node] = {}
         self._masters: list[Place | None] = []
         self._stale = True
+        self._suspect: Place | None = None
 
     def slot(self, keys: Sequence[str]) -> int:
         """Return the slot that holds ``keys``; 0 if there are none.
@@ -81,7 +82,7 @@ class ClusterLink:
             except Redirected as elsewhere:
                 node, asking = self._follow(elsewhere, node), elsewhere.asking
             except StoreUnavailable:
-                self._stale = True
+                self._stale, self._suspect = True, self._place_of(node)
                 raise
         raise StoreUnavailable(f"{self._address.name}: slot {slot} was moved on and on; try again")
 
@@ -117,11 +118,11 @@ class ClusterLink:
             return
         with self._lock:
             places = list(dict.fromkeys([*self._nodes, *self._address.nodes]))
+        places.sort(key=lambda place: place == self._suspect)  # who failed last is asked last
         options = self._address.options
         deadline = time.monotonic() + options.connect_timeout + options.timeout
         failure: StoreUnavailable | None = None
-        # The master that was lost last was used last: it stands in front, and is asked last.
-        for place in reversed(places):
+        for place in places:
             try:
                 self._masters = _map_of(self._node(place).command("CLUSTER", "SLOTS"), place)
             except StoreUnavailable as error:
