@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
@@ -108,9 +109,11 @@ class RedisStore:
 
     def _renew_waiting(self) -> None:
         self._bell = Bell()
-        self._subscriber = Subscriber(
-            self._prefix, self._bell, lambda: self._link.nodes()[0], self._check_policy
-        )
+        self._subscriber = Subscriber(self._prefix, self._bell, self._any_node, self._check_policy)
+
+    def _any_node(self) -> Node:
+        # A cluster passes messages to all its servers. Any will do, and if one is down, another.
+        return random.choice(self._link.nodes())  # noqa: S311 - no secret
 
     # --- running -------------------------------------------------------------------------------
 
