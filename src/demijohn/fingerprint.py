@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qsl
@@ -170,6 +171,8 @@ def _digest_through_file(request: Request) -> bytes:
         spool.write(chunk)
         size += len(chunk)
     spool.seek(0)
+    # The view, or the response that it streams, may read as long as there is a request.
+    weakref.finalize(request, spool.close)
     request.environ["wsgi.input"] = spool
     # werkzeug reads the length again from here when the view asks for the body.
     request.environ["CONTENT_LENGTH"] = str(size)

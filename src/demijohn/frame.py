@@ -76,7 +76,7 @@ def decode(data: bytes) -> Frame:
         raise CorruptRecord(f"stored response has version {version}; this release reads 1")
     try:
         frame = _decoder.decode(memoryview(data)[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptRecord(f"stored response cannot be read: {error}") from error
     if not 100 <= frame.status <= 599:
         raise CorruptRecord(f"stored response has the impossible status {frame.status}")

@@ -77,6 +77,8 @@ class Bank:
         if options["json"] is None:
             del options["json"]
         method = options.pop("method", "POST")
+        # As a server does: the body is sent and closed before the next request.
+        options.setdefault("buffered", True)
         return self.app.test_client().open(path, method=method, headers=headers, **options)
 
     @property

@@ -61,7 +61,7 @@ def decode(key: str, data: bytes) -> Row:
         raise CorruptRecord(f"row {key} has version {data[:1]!r}; this release reads {VERSION!r}")
     try:
         row = _decoder.decode(memoryview(data)[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptRecord(f"row {key} cannot be read: {error}") from error
     if not isinstance(row.get(EXPIRES), int):
         raise CorruptRecord(f"row {key} has no expiry")
