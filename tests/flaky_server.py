@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 IN_PROGRESS = b'{"type": "https://example.org/problems#idempotency-key-in-progress"}'
 OTHER_CONFLICT = b'{"type": "https://example.org/problems#idempotency-outcome-unknown"}'
@@ -67,7 +67,7 @@ class FlakyServer:
     script: Sequence[Behaviour]
     requests: list[Seen] = field(default_factory=list)
 
-    def __enter__(self) -> FlakyServer:
+    def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

@@ -68,22 +68,15 @@ class Binding:
         self.defaults: list[tuple[Blueprint | None, Policy]] = []
         self.defaulted: set[str] = set()
         self.keeper = Keeper()
-        self._locations = _locations(app, stores)
-        self.stores = {name: _open(app, url) for name, url in self._locations.items()}
-        self.secrets = tuple(_row_secret(value) for value in _secrets(app, general, self))
+        locations = _locations(app, stores)
+        self.stores = {name: _open(app, url) for name, url in locations.items()}
+        given = _secrets(app, general) or [_own_secret(app, locations)]
+        self.secrets = tuple(_row_secret(value) for value in given)
         weakref.finalize(app, _close, self.keeper, list(self.stores.values()))
 
     def store(self, capability: str) -> Store:
         """Return the store named after ``capability``, else the default one."""
         return self.stores.get(capability) or self.stores["default"]
-
-    @property
-    def embedded(self) -> bool:
-        """Whether every store lives on this machine."""
-        return all(
-            isinstance(url, str) and urlsplit(url).scheme in {"sqlite", "memory"}
-            for url in self._locations.values()
-        )
 
 
 def bind(app: Flask, *, stores: Mapping[str, StoreLocation] | None = None) -> Binding:
@@ -169,10 +162,10 @@ def _close(keeper: Keeper, stores: list[Store]) -> None:
 # --- secrets ------------------------------------------------------------------------------------
 
 
-def _secrets(app: Flask, general: Mapping[str, object], binding: Binding) -> list[bytes]:
+def _secrets(app: Flask, general: Mapping[str, object]) -> list[bytes]:
     given = general.get("secret") or app.secret_key
     if not given:
-        return [_own_secret(app, binding)]
+        return []
     fallbacks = general.get("secret_fallbacks") or app.config.get("SECRET_KEY_FALLBACKS") or ()
     if isinstance(fallbacks, str | bytes) or not isinstance(fallbacks, list | tuple):
         raise ConfigError("SECRET_KEY_FALLBACKS must be a list of earlier secrets")
@@ -192,19 +185,20 @@ def _row_secret(secret: bytes) -> bytes:
     return hmac.digest(secret, b"demijohn row names, version 1", hashlib.sha256)
 
 
-def _own_secret(app: Flask, binding: Binding) -> bytes:
+def _own_secret(app: Flask, locations: Mapping[str, StoreLocation]) -> bytes:
     """Make up a secret for an application without one: beside the file that it protects.
 
     That is only right where every process reads the same file; stores on other machines are
     shared, and so must the secret be.
     """
-    if not binding.embedded:
+    schemes = {urlsplit(url).scheme if isinstance(url, str) else "" for url in locations.values()}
+    if not schemes <= {"sqlite", "memory"}:
         raise ConfigError(
             "SECRET_KEY is not set: the processes that share a store must share a secret, "
             "under which the names of stored keys are hidden. Set app.secret_key (or "
             "DEMIJOHN['secret']) before Demijohn is bound"
         )
-    if all(url == "memory://" for url in binding._locations.values()):
+    if schemes == {"memory"}:
         return secrets.token_bytes(32)
     path = Path(app.instance_path) / "demijohn.secret"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -306,7 +306,7 @@ def _failed(passage: _Passage, error: BaseException) -> None:
     after_this_request(rendered)
 
 
-def finish_unrendered(app: Flask, exception: BaseException, **_: object) -> None:
+def finish_unrendered(app: Flask, **_: object) -> None:
     """Tell the flows of an exception of which Flask will make no response; a signal's receiver.
 
     Flask sends the signal for every exception that no handler takes, before it either renders a

@@ -111,9 +111,7 @@ def test_store_down_after_the_view_delivers_the_result_when_it_is_back(
     assert caplog.text.count("could not store the result") == 1
 
 
-def test_completion_whose_reply_was_lost_is_made_once(
-    lone_bank: Make, store: FailingStore
-) -> None:
+def test_completion_whose_reply_was_lost_is_made_once(lone_bank: Make, store: FailingStore) -> None:
     bank = lone_bank(store=store, wait=5)
     store.loses["complete"] = StoreTimeout("no reply in time")
     key = new_key()
@@ -135,9 +133,7 @@ def test_open_deliveries_are_tried_once_more_at_the_end(
     assert bank.post(key).headers["Idempotent-Replayed"] == "true"
 
 
-def test_store_that_fails_after_a_stream_delivers_too(
-    lone_bank: Make, store: FailingStore
-) -> None:
+def test_store_that_fails_after_a_stream_delivers_too(lone_bank: Make, store: FailingStore) -> None:
     bank = lone_bank(store=store)
     bank.add("/stream", lambda: iter([b"a", b"b"]))
     store.fails["complete"] = DOWN
@@ -372,13 +368,14 @@ def test_application_without_a_secret_makes_one_beside_its_file(tmp_path: Path) 
 
 def test_processes_that_start_at_once_agree_on_a_secret(tmp_path: Path) -> None:
     barrier, secrets = threading.Barrier(8), []
+    apps = [Flask("secrets", instance_path=str(tmp_path)) for _ in range(8)]
 
-    def start() -> None:
+    def start(app: Flask) -> None:
         barrier.wait()
-        app = bank_app(tmp_path, None, [], "sqlite:///rows.db")
+        Demijohn(app)
         secrets.append(app.extensions["demijohn"].secrets)
 
-    threads = [threading.Thread(target=start) for _ in range(8)]
+    threads = [threading.Thread(target=start, args=[app]) for app in apps]
     for thread in threads:
         thread.start()
     for thread in threads:

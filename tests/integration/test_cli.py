@@ -96,9 +96,7 @@ def test_list_ends_at_its_limit(app: Flask) -> None:
 def test_running_key_shows_its_lease(app: Flask) -> None:
     name = name_of_key(app)
     store = app.extensions["demijohn"].store("idempotency")
-    begin = core.begin(
-        (name,), fingerprint=b"x", token=b"here", lease_ms=60_000, retain_ms=60_000
-    )
+    begin = core.begin((name,), fingerprint=b"x", token=b"here", lease_ms=60_000, retain_ms=60_000)
     store.run([begin])
     assert "lease until: 20" in run(app, "idempotency", "show", name).output
     refused = run(app, "idempotency", "resolve", name, "--run")

@@ -66,8 +66,9 @@ def by_async_httpx(policy: RetryPolicy, method: str, url: str, **options: Any) -
 
 
 @pytest.fixture(params=[by_requests, by_httpx, by_async_httpx])
-def send(request: pytest.FixtureRequest) -> Iterator[Send]:
-    yield request.param
+def send(request: pytest.FixtureRequest) -> Send:
+    function: Send = request.param
+    return function
 
 
 def failure() -> tuple[type[Exception], ...]:
@@ -204,9 +205,13 @@ def test_streamed_response_is_handed_over_unread() -> None:
 
 def test_unbuffered_response_is_handed_over_unread() -> None:
     transport = RetryTransport(QUICK, buffer=False)
-    with FlakyServer([answer(503), break_off]) as server, httpx.Client(transport=transport) as c:
-        with c.stream("GET", server.url()) as response, pytest.raises(httpx.TransportError):
-            response.read()
+    with (
+        FlakyServer([answer(503), break_off]) as server,
+        httpx.Client(transport=transport) as client,
+        client.stream("GET", server.url()) as response,
+        pytest.raises(httpx.TransportError),
+    ):
+        response.read()
     assert len(server.requests) == 2
 
 

@@ -124,7 +124,7 @@ def test_keys_that_are_waited_for_are_known() -> None:
     bell = Bell()
     waiting = Waiting(bell, "key", bell.mark)
     wait_for_waiters(bell, 1)
-    assert bell.keys() == ["key"]
+    assert bell.waited_for() == ["key"]
     bell.ring("key")
     waiting.join()
-    assert bell.keys() == []
+    assert bell.waited_for() == []

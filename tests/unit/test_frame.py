@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import suppress
 
 import pytest
 from flask import Flask, Response
@@ -27,17 +28,15 @@ def test_frame_comes_back_as_it_was(frame: Frame) -> None:
 
 
 @given(frames, st.data())
-def test_truncated_or_altered_frame_is_never_another_error(frame: Frame, data: st.DataObject) -> None:
+def test_damaged_frame_is_never_another_error(frame: Frame, data: st.DataObject) -> None:
     whole = encode(frame)
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(CorruptRecord):
         decode(whole[:cut])
     altered = bytearray(whole)
     altered[cut] ^= data.draw(st.integers(1, 255))
-    try:
+    with suppress(CorruptRecord):
         decode(bytes(altered))
-    except CorruptRecord:
-        pass
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\x02\x93", b"cos\nsystem\n"])

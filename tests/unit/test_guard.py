@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, Response
+from werkzeug.exceptions import TooManyRequests
 
 from demijohn.core.step import EXPIRES, Decision, Outcome, Rows, Step, StepKind
 from demijohn.errors import StoreUnavailable
@@ -17,7 +18,6 @@ from demijohn.flow import PROCEED, Call, Flow, Result
 from demijohn.guard import Guard, guarded, install
 from demijohn.problem import ProblemType, Refusal
 from demijohn.stores.memory import MemoryStore
-from werkzeug.exceptions import TooManyRequests
 
 
 def _decide(rows: Rows, now_ms: int, halts: int) -> Decision:
@@ -112,9 +112,7 @@ def call(app: Flask, *policies: Policy, view: Callable[..., Any] | None = None) 
     return app.test_client().post("/")
 
 
-def test_policies_run_in_their_order_however_they_were_written(
-    app: Flask, store: Counting
-) -> None:
+def test_policies_run_in_their_order_however_they_were_written(app: Flask, store: Counting) -> None:
     log: list[str] = []
     names = ["mail", "auth", "idempotency", "limits"]
     assert call(app, *(Policy(name, log) for name in names)).text == "view"

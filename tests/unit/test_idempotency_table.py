@@ -69,7 +69,7 @@ def test_transition(state: State, event: Event, facts: Facts, to: State, status:
 
 def test_every_pair_is_in_the_table_and_every_cell_is_tested() -> None:
     assert set(TABLE) == {(state, event) for state in State for event in Event}
-    cells = {(state, event, index) for (state, event), c in TABLE.items() for index in range(len(c))}
+    cells = {(*pair, index) for pair, cell in TABLE.items() for index in range(len(cell))}
     tested = set()
     for state, event, facts, _, _ in CASES:
         cell = TABLE[state, event]

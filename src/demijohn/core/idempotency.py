@@ -173,6 +173,7 @@ TABLE: Final[dict[tuple[State, Event], tuple[tuple[Condition, Transition], ...]]
     (_E, _RELEASE): _always(_E, "fenced"),
     (_E, _RESOLVE): _always(_E, "refused"),
 }
+"""What each event does in each state, which is the first transition whose condition holds."""
 
 
 def transition(state: State, event: Event, facts: Facts) -> Transition:

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard, cast
 
 from flask import Response
 
@@ -130,8 +130,8 @@ class BoundIdempotency:
         self._started(claim, outcome)
         try:
             result: Result = yield PROCEED
-            if _is_streamed(result):
-                return (yield from self._stream(claim, result))
+            if _is_streamed(result.response) and result.by_view:
+                return (yield from self._stream(claim, result, result.response))
             step = self._conclusion(claim, result)
             try:
                 outcome = yield step
@@ -264,10 +264,8 @@ class BoundIdempotency:
             claim.tell(signals.taken_over)
         claim.tell(signals.begun)
 
-    def _stream(self, claim: Claim, result: Result) -> Flow:
+    def _stream(self, claim: Claim, result: Result, response: Response) -> Flow:
         """Conclude when the body has been sent. The status is out by then: nothing is answered."""
-        response = result.response
-        assert response is not None
         step = self._release(claim)
         if self._is_stored(claim, result):
             finish = self._settings.on_disconnect == "finish"
@@ -358,11 +356,8 @@ class BoundIdempotency:
         self._keeper.deliver(claim.token, self.store, step, for_ms=DELIVER_FOR_MS, done=done)
 
 
-def _is_streamed(result: Result) -> bool:
-    response = result.response
-    if response is None or not result.by_view:
-        return False
-    return response.is_streamed or response.direct_passthrough
+def _is_streamed(response: Response | None) -> TypeGuard[Response]:
+    return response is not None and (response.is_streamed or response.direct_passthrough)
 
 
 def _in_progress(lease_left_ms: int) -> refusals.InProgress:

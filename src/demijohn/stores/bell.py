@@ -37,7 +37,7 @@ class Bell:
         """How many threads wait now."""
         return sum(len(waiters) for waiters in list(self._waiting.values()))
 
-    def keys(self) -> list[str]:
+    def waited_for(self) -> list[str]:
         """Return the keys that are waited for now."""
         with self._lock:
             return list(self._waiting)

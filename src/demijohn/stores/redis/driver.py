@@ -131,6 +131,7 @@ class Node:
         self._idle: list[_Connection] = []  # the last one given back is the next one taken
         self._all: list[_Connection] = []
         self._lock = threading.Lock()
+        self._closings = 0
         self.name = name
 
     def evaluate(self, call: Call, *, asking: bool = False) -> list[Reply]:
@@ -182,6 +183,7 @@ class Node:
 
     def _exchange(self, converse: Callable[[_Connection], T]) -> T:
         connection = self._take()
+        closings = self._closings
         try:
             if not _is_ready(connection):
                 connection.connect()
@@ -200,6 +202,8 @@ class Node:
             connection.disconnect()
             raise
         finally:
+            if closings != self._closings:
+                connection.disconnect()
             self._idle.append(connection)
 
     def _disconnect_idle(self) -> None:
@@ -238,11 +242,9 @@ class Node:
         return Listener(connection, self.name)
 
     def close(self) -> None:
-        """Close all connections, those in use too."""
-        with self._lock:
-            connections = list(self._all)
-        for connection in connections:
-            connection.disconnect()
+        """Close all connections: the idle ones now, those in use when their reply is there."""
+        self._closings += 1
+        self._disconnect_idle()
         for sentinel in self._sentinels:
             sentinel.close()
 

@@ -28,12 +28,15 @@ _RETRY_S: Final = 0.01
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         # A rowid table: a blob in the tree of its own key makes every write twice as dear.
-        "CREATE TABLE rows ("
-        " id INTEGER PRIMARY KEY,"
-        " key TEXT NOT NULL UNIQUE,"
-        " revision INTEGER NOT NULL,"
-        " expires_ms INTEGER NOT NULL,"
-        " data BLOB NOT NULL)",
+        """
+        CREATE TABLE rows (
+            id INTEGER PRIMARY KEY,
+            key TEXT NOT NULL UNIQUE,
+            revision INTEGER NOT NULL,
+            expires_ms INTEGER NOT NULL,
+            data BLOB NOT NULL
+        )
+        """,
         "CREATE INDEX rows_by_expiry ON rows (expires_ms)",
     ),
 )

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from ...core.step import EXPIRES, Decision, Outcome, Row, Step, Wake, decide, live
-from ...errors import ConfigError, CorruptRecord, StoreError, StoreUnavailable
+from ...errors import ConfigError, CorruptRecord, StoreError
 from ..bell import Bell
 from ..forks import renew_in_children
 from ..memory import wall_clock_ms
@@ -132,7 +132,7 @@ class SqliteStore:
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
         """See :meth:`Store.run`."""
         with self._file.connection() as connection:
-            if all([step.kind.may_only_read for step in steps]):
+            if all(step.kind.may_only_read for step in steps):
                 changes = self._decide_on_snapshot(connection, steps)
                 if not changes.rows:
                     return changes.outcomes

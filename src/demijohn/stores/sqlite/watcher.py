@@ -120,7 +120,7 @@ class Watcher:
                 return
 
     def _compare(self, connection: sqlite3.Connection) -> None:
-        for key in self._bell.keys():
+        for key in self._bell.waited_for():
             row = connection.execute("SELECT revision FROM rows WHERE key = ?", (key,)).fetchone()
             revision = row[0] if row else ABSENT
             with self._lock:
