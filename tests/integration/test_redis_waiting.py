@@ -333,6 +333,19 @@ def test_subscriber_may_close_the_store_itself(
     )
 
 
+def test_connection_in_use_is_closed_when_its_reply_is_there(store: RedisStore, key: str) -> None:
+    one(store, begin(key))
+    node = store._link._node  # type: ignore[attr-defined]
+
+    def close_meanwhile(connection: object) -> str:
+        node.close()
+        return "replied"
+
+    assert node._exchange(close_meanwhile) == "replied"
+    assert not any(connection.is_connected for connection in node._all)
+    assert one(store, begin(key, token=BOB)).status == "busy"
+
+
 def test_child_has_an_inbox_and_a_thread_of_its_own(
     own_redis: RedisServer, store: RedisStore, key: str
 ) -> None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from demijohn.core.step import Decision, Outcome, Rows, Step, StepKind
 from demijohn.errors import ConfigError
 from demijohn.stores.memory import MemoryStore, from_url, wall_clock_ms
 from demijohn.testing.contract import LEASE_MS, RETAIN_MS, ManualClock, begin, complete
@@ -33,6 +34,20 @@ def test_rows_that_live_on_are_kept() -> None:
         clock.advance(LEASE_MS + RETAIN_MS)
         store.run([begin(f"{number}")])
     assert "kept" in dict(store.scan("kept"))
+
+
+def test_deleted_row_is_swept_without_harm() -> None:
+    def delete(rows: Rows, now_ms: int) -> Decision:
+        return Decision(Outcome("deleted"), {0: None})
+
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    store.run([begin("gone")])
+    store.run([Step(StepKind("test.delete", delete, "none.lua"), ("gone",), ())])
+    assert dict(store.scan("")) == {}
+    clock.advance(LEASE_MS + RETAIN_MS)
+    store.run([begin("other")])
+    assert len(store._expiries) == 1
 
 
 @pytest.mark.parametrize("url", ["memory:", "memory://"])

@@ -108,14 +108,12 @@ class Step(msgspec.Struct, frozen=True):
     args: tuple[Arg, ...]
 
 
-def live(row: Row | None, now_ms: int) -> Row | None:
+def live(row: Row, now_ms: int) -> Row | None:
     """Return ``row``, or ``None`` from the instant of its expiry on.
 
     Raises:
         CorruptRecord: the row does not say when it expires.
     """
-    if row is None:
-        return None
     expires = row.get(EXPIRES)
     if not isinstance(expires, int):
         raise CorruptRecord("the row has no expiry")
@@ -124,4 +122,6 @@ def live(row: Row | None, now_ms: int) -> Row | None:
 
 def decide(step: Step, rows: Rows, now_ms: int) -> Decision:
     """Run the pure function of ``step`` over ``rows`` as they stand at ``now_ms``."""
-    return step.kind.decide([row and live(row, now_ms) for row in rows], now_ms, *step.args)
+    return step.kind.decide(
+        [None if row is None else live(row, now_ms) for row in rows], now_ms, *step.args
+    )

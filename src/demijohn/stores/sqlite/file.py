@@ -127,33 +127,32 @@ class File:
             StoreUnavailable: the file cannot be opened or made.
             StoreError: it belongs to something else, or to a newer release.
         """
-        connection: sqlite3.Connection | None = None
         try:
             if not self._ready:
                 _make(self.path)
-            connection = self._connect()
-            if not self._ready:
-                self._prepare(connection)
-                self._ready = True
+            # Transactions are begun and ended by statements; the pool keeps one thread on each.
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         except OSError as error:
             raise StoreUnavailable(f"{self.path} cannot be made: {error}") from error
         except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
             raise translate(error, self.path) from error
-        except StoreError:
-            if connection is not None:
-                connection.close()
+        try:
+            self._set_up(connection)
+        except sqlite3.Error as error:
+            discard(connection)
+            raise translate(error, self.path) from error
+        except BaseException:
+            discard(connection)
             raise
         return connection
 
-    def _connect(self) -> sqlite3.Connection:
-        # Transactions are begun and ended by statements; the pool keeps one thread on each.
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+    def _set_up(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        return connection
+        if not self._ready:
+            self._prepare(connection)
+            self._ready = True
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         self._persist(connection, "PRAGMA journal_mode = wal")
