@@ -63,8 +63,8 @@ class OnRedis:
         replies = pipeline.execute()
         found = {}
         for key, raw, left_ms in zip(keys, replies[::2], replies[1::2], strict=True):
-            found = _row(raw)
-            row = dict((found and live(found, self._clock())) or {})
+            whole = _row(raw)
+            row = dict((whole and live(whole, self._clock())) or {})
             if row:
                 # Its physical expiry is its own, though later by the slack that tests have.
                 assert left_ms > TEST_SLACK_MS / 2

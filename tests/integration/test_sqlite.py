@@ -281,9 +281,9 @@ def test_full_disk_refuses_new_rows_and_loses_none(path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         size = sum(each.stat().st_size for each in path.parent.iterdir() if "wal" in each.name)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50_000, -1))
+        many = [begin(f"key{number}") for number in range(1000)]
         with pytest.raises(StoreUnavailable, match=r"rows\.db"):
-            for number in range(1000):
-                store.run([begin(f"key{number}"), complete(f"key{number}", frame=b"x" * 5000)])
+            store.run(many)
         assert store.run([begin("kept", b"x")])[0].status == "replay"
         resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
         assert store.run([begin("new")])[0].status == "run"
