@@ -97,4 +97,4 @@ def test_diagram_shows_each_change_of_state() -> None:
     for (state, event), cell in TABLE.items():
         for _, change in cell:
             if change.to is not state:
-                assert f"    {state.name} --> {change.to.name}: {event}" in drawn
+                assert f"    {state.name} --> {change.to.name}: {event.name.lower()}" in drawn

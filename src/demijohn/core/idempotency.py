@@ -60,14 +60,14 @@ class State(enum.IntEnum):
     EXPIRED = 4
 
 
-class Event(enum.StrEnum):
+class Event(enum.IntEnum):
     """What can happen to a key."""
 
-    BEGIN = "begin"
-    RENEW = "renew"
-    COMPLETE = "complete"
-    RELEASE = "release"
-    RESOLVE = "resolve"
+    BEGIN = 0
+    RENEW = 1
+    COMPLETE = 2
+    RELEASE = 3
+    RESOLVE = 4
 
 
 class OnLost(enum.IntEnum):
@@ -176,9 +176,13 @@ TABLE: Final[dict[tuple[State, Event], tuple[tuple[Condition, Transition], ...]]
 """What each event does in each state, which is the first transition whose condition holds."""
 
 
+# Looking up by position takes no hash, which enumerations compute in Python.
+_CELLS: Final = tuple(tuple(TABLE[state, event] for event in Event) for state in State)
+
+
 def transition(state: State, event: Event, facts: Facts) -> Transition:
     """Return the first transition of ``(state, event)`` whose condition holds."""
-    for condition, candidate in TABLE[state, event]:
+    for condition, candidate in _CELLS[state][event]:
         if condition.holds(facts):
             return candidate
     raise AssertionError("every cell of the table ends with ALWAYS")  # pragma: no cover
@@ -198,7 +202,7 @@ def _edges() -> Iterator[str]:
             if change.status in {"fenced", "refused"}:
                 continue
             test = f" [{condition.name}]" if condition.name else ""
-            yield f"    {state.name} --> {change.to.name}: {event}{test} / {change.status}"
+            yield f"    {state.name} --> {change.to.name}: {event.name.lower()}{test} / {change.status}"
 
 
 # Stores give back the types that were written, or raise CorruptRecord.

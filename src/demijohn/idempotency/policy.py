@@ -60,6 +60,8 @@ class BoundIdempotency:
     ) -> None:
         self.store = store
         self._settings = settings
+        self._key_field = settings.key_field
+        self._retain_ms = settings.retain_ms
         self._methods = frozenset(settings.methods)
         self._sources = KeySources(settings.key_headers, settings.key_field, finders)
         self._secrets = row_secrets
@@ -87,19 +89,20 @@ class BoundIdempotency:
     def _claim(self, call: Call, key: str) -> Claim:
         settings = self._settings
         principal = call.principal
+        anonymous = principal.anonymous
         check(
             key,
             longest=settings.max_key_length,
             pattern=settings.key_pattern,
-            anonymous=principal.anonymous,
+            anonymous=anonymous,
         )
-        if principal.anonymous and settings.anonymous == "refuse":
+        if anonymous and settings.anonymous == "refuse":
             raise refusals.CallerUnknown(
                 "Responses of this endpoint are stored for known callers only: send credentials."
             )
         scope = settings.scope(call.request) if settings.scope else ""
         digest = fingerprint.of_request(
-            call.request, how=settings.fingerprint, key_field=settings.key_field
+            call.request, how=settings.fingerprint, key_field=self._key_field
         )
         names = row_names(self._secrets, principal.key, scope, key)
         return Claim(call, key, names, digest, settings.lease_ms)
@@ -110,7 +113,7 @@ class BoundIdempotency:
             fingerprint=claim.fingerprint,
             token=claim.token,
             lease_ms=self._settings.lease_ms,
-            retain_ms=self._settings.retain_ms,
+            retain_ms=self._retain_ms,
             on_lost=self._settings.on_lost,
             inbox=self.store.inbox,
         )
@@ -170,7 +173,7 @@ class BoundIdempotency:
             self._keeper.deliver(
                 (claim.token, name),
                 self.store,
-                core.release(name, token=claim.token, retain_ms=self._settings.retain_ms),
+                core.release(name, token=claim.token, retain_ms=self._retain_ms),
                 for_ms=self._settings.lease_ms,
                 done=lambda outcome: None,
             )
@@ -313,12 +316,12 @@ class BoundIdempotency:
             token=claim.token,
             frame=frame.encode(stored),
             ttl_ms=settings.ttl_ms,
-            retain_ms=settings.retain_ms,
+            retain_ms=self._retain_ms,
             tombstone_ms=settings.tombstone_ms,
         )
 
     def _release(self, claim: Claim) -> Step:
-        return core.release(claim.name, token=claim.token, retain_ms=self._settings.retain_ms)
+        return core.release(claim.name, token=claim.token, retain_ms=self._retain_ms)
 
     # --- after the view -------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from ..core.step import EXPIRES, Outcome, Row, Step, Wake, decide, live
+from ..core.step import EXPIRES, Decision, Outcome, Row, Step, decide, live
 from ..errors import ConfigError
 from .bell import Bell
 from .protocol import Clock, Health
@@ -51,33 +51,40 @@ class MemoryStore:
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
         """See :meth:`Store.run`; without I/O there is no unavailability."""
-        outcomes: list[Outcome] = []
-        wakes: list[Wake] = []
-        before: dict[str, Row | None] = {}
         with self._lock:
             now_ms = self._clock()
-            try:
-                for step in steps:
-                    decision = decide(step, [self._rows.get(key) for key in step.keys], now_ms)
-                    for index, row in decision.writes.items():
-                        key = step.keys[index]
-                        before.setdefault(key, self._rows.get(key))
-                        self._write(key, row)
-                    wakes += decision.wakes
-                    outcomes.append(decision.outcome)
-                    if decision.outcome.halts:
-                        break
-            except BaseException:  # a run that fails writes nothing
-                for key, row in before.items():
-                    self._write(key, row)
-                raise
-            if before:
+            if len(steps) == 1:
+                decisions = [self._apply(steps[0], now_ms)]
+            else:
+                decisions = self._apply_all(steps, now_ms)
+            if self._expiries and self._expiries[0][0] <= now_ms:
                 self._sweep(now_ms)
-        for wake in wakes:
-            # Who waits has registered: where nobody has, there is nothing to remember.
-            if wake.inboxes:
-                self._bell.ring(wake.key)
-        return outcomes
+        for decision in decisions:
+            for wake in decision.wakes:
+                # Who waits has registered: where nobody has, there is nothing to remember.
+                if wake.inboxes:
+                    self._bell.ring(wake.key)
+        return [decision.outcome for decision in decisions]
+
+    def _apply(self, step: Step, now_ms: int) -> Decision:
+        decision = decide(step, [self._rows.get(key) for key in step.keys], now_ms)
+        for index, row in decision.writes.items():
+            self._write(step.keys[index], row)
+        return decision
+
+    def _apply_all(self, steps: Sequence[Step], now_ms: int) -> list[Decision]:
+        before = {key: self._rows.get(key) for step in steps for key in step.keys}
+        decisions: list[Decision] = []
+        try:
+            for step in steps:
+                decisions.append(self._apply(step, now_ms))
+                if decisions[-1].outcome.halts:
+                    break
+        except BaseException:  # a run that fails writes nothing
+            for key, row in before.items():
+                self._write(key, row)
+            raise
+        return decisions
 
     def _write(self, key: str, row: Row | None) -> None:
         if row is None:
