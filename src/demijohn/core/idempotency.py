@@ -202,7 +202,8 @@ def _edges() -> Iterator[str]:
             if change.status in {"fenced", "refused"}:
                 continue
             test = f" [{condition.name}]" if condition.name else ""
-            yield f"    {state.name} --> {change.to.name}: {event.name.lower()}{test} / {change.status}"
+            act = f"{event.name.lower()}{test} / {change.status}"
+            yield f"    {state.name} --> {change.to.name}: {act}"
 
 
 # Stores give back the types that were written, or raise CorruptRecord.
