@@ -19,7 +19,9 @@ from demijohn.client import RetryPolicy, retrying  # noqa: E402
 POLICY = RetryPolicy(deadline=120, max_attempts=200, base=0.02, cap=0.5)
 
 
-def history(payments: Payments, url: str, operations: int, clients: int) -> dict[str, set[bytes]]:
+def history(
+    payments: Payments, url: str, operations: int, *, clients: int, seconds: float = 0
+) -> dict[str, set[bytes]]:
     """Send each payment by two clients with the same key; return the responses seen of each."""
     seen: dict[str, set[bytes]] = defaultdict(set)
     keys = {f"p{number}": new_key() for number in range(operations // 2)}
@@ -36,7 +38,8 @@ def history(payments: Payments, url: str, operations: int, clients: int) -> dict
                         return
                     payment = work.pop()
                 headers = {"Idempotency-Key": keys[payment], "Connection": "close"}
-                answer = session.post(url, json={"id": payment}, headers=headers, timeout=30)
+                body = {"id": payment, "seconds": seconds}
+                answer = session.post(url, json=body, headers=headers, timeout=30)
                 assert answer.status_code == 201, answer.text
                 with lock:
                     seen[payment].add(answer.content)
@@ -84,7 +87,8 @@ def test_one_effect_per_reference_while_workers_are_killed_at_random(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        seen = history(payments, payments.served.url("/pay"), operations, clients=8)
+        url = payments.served.url("/pay")
+        seen = history(payments, url, operations, clients=8, seconds=0.2)
     finally:
         stop.set()
         killer.join(60)
