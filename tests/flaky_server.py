@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
@@ -62,9 +64,14 @@ def hang_up_unread(connection: socket.socket, seen: Seen | None) -> None:
 
 @dataclass
 class FlakyServer:
-    """Behaves as the next of ``script`` for each connection, and as the last from there on."""
+    """Behaves as the next of ``script`` for each connection, and as the last from there on.
+
+    Connections are served one after another, so that tests know which behaviour meets which.
+    """
 
     script: Sequence[Behaviour]
+    tls: ssl.SSLContext | None = None
+    connections: int = 0
     requests: list[Seen] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -80,22 +87,25 @@ class FlakyServer:
 
     def url(self, path: str = "/") -> str:
         host, port = self._listener.getsockname()
-        return f"http://{host}:{port}{path}"
+        return f"{'http' if self.tls is None else 'https'}://{host}:{port}{path}"
 
     def keys(self) -> list[str | None]:
         return [request.headers.get("idempotency-key") for request in self.requests]
 
     def _serve(self) -> None:
-        number = 0
         while True:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                behave = self.script[min(number, len(self.script) - 1)]
-                number += 1
-                self._handle(connection, behave)
+            behave = self.script[min(self.connections, len(self.script) - 1)]
+            self.connections += 1
+            with connection, suppress(ssl.SSLError, ConnectionError):
+                if self.tls is None:
+                    self._handle(connection, behave)
+                    continue
+                with self.tls.wrap_socket(connection, server_side=True) as encrypted:
+                    self._handle(encrypted, behave)
 
     def _handle(self, connection: socket.socket, behave: Behaviour) -> None:
         if behave is hang_up_unread:
@@ -103,13 +113,17 @@ class FlakyServer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             return
         seen = _read_request(connection)
-        self.requests.append(seen)
-        behave(connection, seen)
+        if seen is not None:
+            self.requests.append(seen)
+            behave(connection, seen)
 
 
-def _read_request(connection: socket.socket) -> Seen:
+def _read_request(connection: socket.socket) -> Seen | None:
     file = connection.makefile("rb")
-    method, target, _ = file.readline().decode().split(" ", 2)
+    first = file.readline().decode()
+    if not first:
+        return None  # connected, and gone
+    method, target, _ = first.split(" ", 2)
     headers: dict[str, str] = {}
     while (line := file.readline().strip()) != b"":
         name, _, value = line.decode().partition(":")
