@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 import msgspec
-from flask import Flask, Request, Response, g
+from flask import Flask, Request, Response, request
 
 from .core.step import Outcome, Step
 from .principal import Principal, PrincipalHook, resolve
@@ -67,7 +67,11 @@ Flow: TypeAlias = Generator[Command, Any, Response | None]
 
 
 class State:
-    """Demijohn's one object on ``flask.g``, where capabilities keep what lives as long as it."""
+    """Demijohn's one object on the request, where capabilities keep what lives as long as it.
+
+    It is not on ``flask.g``: requests made inside an application context that was pushed before,
+    as tests and batches make them, share one ``g``, and would share caller and key with it.
+    """
 
     __slots__ = ("idempotency", "principal", "unrendered")
 
@@ -77,13 +81,17 @@ class State:
         self.unrendered: Any = None
 
 
-def state() -> State:
-    """Return the state of the current request, made at the first use."""
+def state(of: Request | None = None) -> State:
+    """Return the state of a request, made at the first use.
+
+    Args:
+        of: the request itself, not the proxy; without it, the current one.
+    """
     # The object behind the proxy: each access to a proxy looks the context up again.
-    context_globals = g._get_current_object()
-    found = context_globals.get("_demijohn")
+    members = (of or request._get_current_object()).__dict__  # type: ignore[attr-defined]
+    found = members.get("_demijohn")
     if found is None:
-        found = context_globals._demijohn = State()
+        found = members["_demijohn"] = State()
     return cast("State", found)
 
 
@@ -108,7 +116,7 @@ class Call:
     def state(self) -> State:
         """What capabilities keep for this request."""
         if self._state is None:
-            self._state = state()
+            self._state = state(self.request)
         return self._state
 
     @property
