@@ -78,7 +78,7 @@ class State:
     def __init__(self) -> None:
         self.principal: Principal | None = None
         self.idempotency: object = None
-        self.unrendered: Any = None
+        self.unrendered: list[Any] = []
 
 
 def state(of: Request | None = None) -> State:

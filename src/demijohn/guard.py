@@ -228,11 +228,11 @@ class Guard:
                 if passage is None:
                     return await view(*args, **kwargs)
                 try:
-                    value = await view(*args, **kwargs)
+                    response = passage.app.make_response(await view(*args, **kwargs))
                 except BaseException as error:
                     _failed(passage, error)
                     raise
-                return _leave(passage, value)
+                return _leave(passage, response)
 
             return asynchronous
 
@@ -244,11 +244,12 @@ class Guard:
             if passage is None:
                 return view(*args, **kwargs)
             try:
-                value = view(*args, **kwargs)
+                # Within the try: what no response can be made of is an exception of the view.
+                response = passage.app.make_response(view(*args, **kwargs))
             except BaseException as error:
                 _failed(passage, error)
                 raise
-            return _leave(passage, value)
+            return _leave(passage, response)
 
         return synchronous
 
@@ -276,8 +277,7 @@ def _give(answer: Answer) -> Response:
     return answer
 
 
-def _leave(passage: _Passage, value: object) -> Response:
-    response = passage.app.make_response(cast("Any", value))
+def _leave(passage: _Passage, response: Response) -> Response:
     replaced = passage.leave(Result(response))
     return response if replaced is None else _give(replaced)
 
@@ -294,15 +294,18 @@ def _failed(passage: _Passage, error: BaseException) -> None:
         return
 
     def rendered(response: Response) -> Response:
-        state().unrendered = None
+        state().unrendered.remove(waiting)
         if not response.direct_passthrough:
             response.make_sequence()  # an HTTPException renders itself as if it streamed
         replaced = passage.leave(Result(response, error))
         if isinstance(replaced, HTTPException):
-            return current_app.make_response(replaced)
+            # Nobody is left to catch it: the application's handlers are asked as Flask would.
+            return current_app.make_response(current_app.handle_http_exception(replaced))
         return replaced or response
 
-    state().unrendered = (passage, error)
+    # A guard within a guard has a passage of its own, and the inner one comes first.
+    waiting = (passage, error)
+    state().unrendered.append(waiting)
     after_this_request(rendered)
 
 
@@ -316,9 +319,9 @@ def finish_unrendered(app: Flask, **_: object) -> None:
     propagate = app.config["PROPAGATE_EXCEPTIONS"]
     if not (app.testing or app.debug if propagate is None else propagate):
         return
-    current = state()
-    if current.unrendered is not None:
-        (passage, error), current.unrendered = current.unrendered, None
+    unrendered = state().unrendered
+    while unrendered:
+        passage, error = unrendered.pop(0)
         passage.leave(Result(None, error))
 
 
