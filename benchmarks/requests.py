@@ -1,0 +1,144 @@
+"""The same request to the same view, bare and guarded; ``wsgi_app`` is called directly."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import redis
+from flask import Flask, Response, request
+
+from demijohn import Demijohn
+
+Case: TypeAlias = Callable[[int], None]
+
+# About 1 kB each way, of the kind that payment APIs speak.
+DOCUMENT: Final = {
+    "amount": 1000,
+    "currency": "EUR",
+    "recipient": {
+        "name": "Ada Lovelace",
+        "iban": "DE89370400440532013000",
+        "address": {"street": "12 St James's Square", "city": "London", "country": "GB"},
+    },
+    "items": [
+        {"sku": f"SKU-{number:04}", "name": f"Article number {number}", "price": number * 100 + 99}
+        for number in range(12)
+    ],
+    "metadata": {"order": "ord_20261120_000017", "channel": "web", "locale": "en_GB"},
+}
+BODY: Final = json.dumps(DOCUMENT).encode()
+
+
+def pay() -> tuple[dict[str, Any], int]:
+    """Read the request's JSON, answer with as much."""
+    document = request.get_json()
+    return {"id": "pay_0123456789", "status": "succeeded", **document}, 201
+
+
+def bare_app() -> Flask:
+    """The view in plain Flask."""
+    app = Flask("bare")
+    app.secret_key = "a benchmark's"
+    app.post("/pay")(pay)
+    return app
+
+
+def guarded_app(store: str, **options: Any) -> Flask:
+    """The same view under Demijohn."""
+    app = Flask("guarded")
+    app.secret_key = "a benchmark's"
+    dj = Demijohn(app, stores=store, idempotency=options)  # type: ignore[arg-type]
+    app.post("/pay")(dj.idempotent(pay))
+    return app
+
+
+def raw_app(act: Case) -> Flask:
+    """The view with the raw protocol around it: what two trips cost in the midst of a request.
+
+    A loop of nothing but trips finds the processor's caches warm each time; a request does not.
+    """
+    app = Flask("raw")
+
+    def raw_pay() -> Response:
+        act(0)
+        return app.make_response(pay())
+
+    app.post("/pay")(raw_pay)
+    return app
+
+
+def peer_app(client: redis.Redis) -> Flask:
+    """Flask-Idempotent's protocol, which does not import on this Flask, in plain redis-py calls.
+
+    A first request: SET NX, SET, PUBLISH. A replay: SET NX, then SUBSCRIBE on a connection of its
+    own, then GET. What it pickles is stored as bytes here, which is cheaper for it.
+    """
+    app = Flask("peer")
+
+    def idempotent_pay() -> Response:
+        key = f"IDEMPOTENT_{request.headers['Idempotency-Key']}"
+        if client.set(key, "PROCESSING", nx=True, ex=240):
+            response = app.make_response(pay())
+            client.set(key, response.get_data(), ex=240)
+            client.publish(key, "complete")
+            return response
+        subscription = client.pubsub()
+        subscription.subscribe(key)
+        stored: Any = client.get(key)
+        subscription.close()
+        return app.response_class(stored, status=201, mimetype="application/json")
+
+    app.post("/pay")(idempotent_pay)
+    return app
+
+
+def ask(app: Flask, key: str | None) -> None:
+    """Make one request as a server would, and read the answer to its end."""
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/pay",
+        "QUERY_STRING": "",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "localhost",
+        "HTTP_ACCEPT": "*/*",
+        "HTTP_USER_AGENT": "benchmark",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(BODY)),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(BODY),
+        "wsgi.errors": sys.stderr,
+    }
+    if key is not None:
+        environ["HTTP_IDEMPOTENCY_KEY"] = key
+    statuses: list[str] = []
+    body = app.wsgi_app(environ, lambda status, headers, error=None: statuses.append(status))
+    b"".join(body)
+    body.close()  # type: ignore[attr-defined]
+    if not statuses[0].startswith("201"):
+        raise RuntimeError(f"the benchmark's request was answered {statuses[0]}")
+
+
+def without_key(app: Flask) -> Case:
+    """A request without a key."""
+    return lambda number: ask(app, None)
+
+
+def first(app: Flask) -> Case:
+    """A request with a key that was never seen."""
+    run = uuid.uuid4().hex
+    counter = iter(range(sys.maxsize))
+    return lambda number: ask(app, f"{run}-{next(counter)}")
+
+
+def replay(app: Flask) -> Case:
+    """A request with a key whose response is stored."""
+    key = str(uuid.uuid4())
+    ask(app, key)
+    return lambda number: ask(app, key)
