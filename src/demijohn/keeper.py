@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import msgspec
 
 from .core.step import Outcome, Step
-from .errors import StoreError
+from .errors import CorruptRecord, StoreError
 from .stores import Store
 
 log = logging.getLogger("demijohn.keeper")
@@ -199,6 +199,13 @@ class Keeper:
     ) -> None:
         try:
             outcomes = group[0][1].store.run([kept.held.renewal() for _, kept in group])
+        except CorruptRecord as error:
+            if len(group) > 1:  # one damaged row must not cost the others their leases
+                for one in group:
+                    self._renew(process, [one], now)
+            else:
+                log.warning("could not renew a claim, trying again: %s", error)
+            return
         except StoreError as error:
             log.warning("could not renew %d lease(s), trying again: %s", len(group), error)
             return

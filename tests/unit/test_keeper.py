@@ -13,7 +13,7 @@ import pytest
 from demijohn import keeper as module
 from demijohn.core import idempotency as core
 from demijohn.core.step import Outcome, Step
-from demijohn.errors import StoreUnavailable
+from demijohn.errors import CorruptRecord, StoreUnavailable
 from demijohn.keeper import Keeper
 from demijohn.stores.memory import MemoryStore
 
@@ -157,3 +157,49 @@ def test_forked_child_keeps_its_own_claims_only(keeper: Keeper, store: Recording
             status = 0 if store.trips[0] == ["idempotency.renew"] else 2
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_damaged_row_does_not_cost_others_their_leases(
+    keeper: Keeper,
+    store: Recording,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    claims = [Claim(store, name) for name in "abc"]
+    run = store.run
+    renewed: list[str] = []
+
+    def damaged(steps: Sequence[Step]) -> list[Outcome]:
+        if any(step.keys == ("b",) for step in steps):
+            raise CorruptRecord("row b cannot be read")
+        renewed.extend(step.keys[0] for step in steps)
+        return run(steps)
+
+    monkeypatch.setattr(store, "run", damaged)
+    for claim in claims:
+        keeper.keep(claim.name, store, claim, lease_ms=300)
+    until(lambda: renewed.count("a") >= 3 and renewed.count("c") >= 3)
+    assert "row b cannot be read" in caplog.text
+    assert not any(claim.lost.is_set() for claim in claims)
+
+
+def test_claim_that_was_forgotten_while_it_was_renewed_is_not_lost(
+    keeper: Keeper, store: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Claim(store, "a")
+    run = store.run
+    renewed = threading.Event()
+
+    def completes_first(steps: Sequence[Step]) -> list[Outcome]:
+        store.trips.clear()
+        run([core.release("a", token=b"t", retain_ms=1000)])
+        keeper.forget("a")
+        outcomes = run(steps)
+        renewed.set()
+        return outcomes
+
+    monkeypatch.setattr(store, "run", completes_first)
+    keeper.keep("a", store, claim, lease_ms=300)
+    assert renewed.wait(10)
+    keeper.stop()
+    assert not claim.lost.is_set()
