@@ -121,8 +121,8 @@ def _print(
     print(f"{'case':34} {'median':>9} {'min - max of rounds':>21} {'CPU':>8} {'/ bare':>7}")
     for name, each in times.items():
         spread = f"{min(each.medians):.1f} - {max(each.medians):.1f}"
-        ratio = f"{each.median / bare:.2f}"
-        print(f"{name:34} {each.median:7.1f} us {spread:>21} {each.cpu_mean:6.1f} us {ratio:>6}")
+        share = f"{each.median / bare:.2f}"
+        print(f"{name:34} {each.median:7.1f} us {spread:>21} {each.cpu_mean:6.1f} us {share:>6}")
     print(f"\n{'waking':34} {'p50':>9} {'p99':>12}")
     for name, wake in wakes.items():
         print(f"{name:34} {wake['p50_ms']:6.2f} ms {wake['p99_ms']:9.2f} ms")

@@ -47,8 +47,8 @@ def two_scripts(client: redis.Redis) -> Case:
 
     def act(_: int) -> None:
         key = f"{{{run}}}:{next(counter)}"
-        client.evalsha(claim, 1, key, b"f" * 32, b"t" * 16)  # type: ignore[arg-type]
-        client.evalsha(complete, 1, key, b"t" * 16, BODY)  # type: ignore[arg-type]
+        client.evalsha(claim, 1, key, b"f" * 32, b"t" * 16)
+        client.evalsha(complete, 1, key, b"t" * 16, BODY)
 
     return act
 

@@ -118,7 +118,11 @@ def ask(app: Flask, key: str | None) -> None:
     if key is not None:
         environ["HTTP_IDEMPOTENCY_KEY"] = key
     statuses: list[str] = []
-    body = app.wsgi_app(environ, lambda status, headers, error=None: statuses.append(status))
+
+    def start_response(status: str, headers: object, error: object = None, /) -> Any:
+        statuses.append(status)
+
+    body = app.wsgi_app(environ, start_response)
     b"".join(body)
     body.close()  # type: ignore[attr-defined]
     if not statuses[0].startswith("201"):

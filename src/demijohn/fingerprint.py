@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.exceptions import ClientDisconnected
 from werkzeug.http import parse_options_header
 from werkzeug.wsgi import get_input_stream
 
@@ -73,7 +74,12 @@ def of_request(
         request: the current request; its body stays readable.
         how: what counts of the body, instead of all of it.
         key_field: a form field and query argument that carries the key, and does not count.
+
+    Raises:
+        ClientDisconnected: the connection broke off before the body was there. What there is of
+            it must not run, nor be taken for the request that the client will send again.
     """
+    _demand_the_whole_body(request.environ)
     query = request.environ.get("QUERY_STRING")
     pairs = _sorted_query(query, key_field) if query else ()
     path = request.path
@@ -85,6 +91,16 @@ def of_request(
     # The content is last, so that it needs no length.
     digest.update(content)
     return digest.digest()
+
+
+def _demand_the_whole_body(environ: dict[str, Any]) -> None:
+    """Have werkzeug raise where the body ends too early.
+
+    Some servers say that they end the stream themselves, and end it without a word when the
+    connection breaks off (gunicorn does). Werkzeug counts only where they do not say so.
+    """
+    if environ.get("CONTENT_LENGTH") and "HTTP_TRANSFER_ENCODING" not in environ:
+        environ.pop("wsgi.input_terminated", None)
 
 
 def _content(request: Request, how: Fingerprint | None, key_field: str | None) -> tuple[str, bytes]:
@@ -124,6 +140,9 @@ def _body(request: Request, key_field: str | None) -> tuple[str, bytes]:
     if not _fits_in_memory(request):
         return f"digest {name}", _digest_through_file(request)
     body = request.get_data(cache=True)
+    length = request.environ.get("CONTENT_LENGTH", "")
+    if length.isdecimal() and len(body) < int(length):
+        raise ClientDisconnected  # it was read before we were asked, and nobody has counted
     canonical = canonical_json(body) if kind == "json" else None
     if canonical is None:
         return f"raw {name}", body
@@ -164,6 +183,8 @@ def _digest_through_file(request: Request) -> bytes:
     """
     source = get_input_stream(request.environ, max_content_length=request.max_content_length)
     spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+    # The view, or the response that it streams, may read as long as there is a request.
+    weakref.finalize(request, spool.close)
     digest = hashlib.sha256()
     size = 0
     while chunk := source.read(_CHUNK):
@@ -171,8 +192,6 @@ def _digest_through_file(request: Request) -> bytes:
         spool.write(chunk)
         size += len(chunk)
     spool.seek(0)
-    # The view, or the response that it streams, may read as long as there is a request.
-    weakref.finalize(request, spool.close)
     request.environ["wsgi.input"] = spool
     # werkzeug reads the length again from here when the view asks for the body.
     request.environ["CONTENT_LENGTH"] = str(size)

@@ -144,10 +144,17 @@ def _identity(body: bytes, coding: str, max_body: int) -> bytes | None:
 
 
 def to_response(frame: Frame, app: Flask) -> Response:
-    """Make a response of ``app``'s class from a frame that has kept its body."""
+    """Make a response of ``app``'s class from a frame that has kept its body.
+
+    Raises:
+        CorruptRecord: a header was altered so that it could not be sent.
+    """
     response = app.response_class(frame.body or b"", status=frame.status)
     length = response.headers.get("Content-Length")
-    response.headers = Headers(frame.headers)
+    try:
+        response.headers = Headers(frame.headers)
+    except ValueError as error:  # a line feed: sent, it would begin a header of its own
+        raise CorruptRecord(f"stored response cannot be sent: {error}") from error
     if length is not None:
         response.headers["Content-Length"] = length
     return response

@@ -12,7 +12,7 @@ from flask import Flask, request
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import FileStorage
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.test import encode_multipart
 
 from demijohn.errors import ConfigError
@@ -198,6 +198,42 @@ def test_limit_on_the_length_of_a_body_holds() -> None:
     with app.test_request_context("/p", method="POST", environ_overrides=environ):
         request.max_content_length = IN_MEMORY
         with pytest.raises(RequestEntityTooLarge):
+            of_request(request._get_current_object())  # type: ignore[attr-defined]
+
+
+CUT = [
+    (b'{"amount": 1000}', JSON, {}),
+    (b"1000", "text/plain", {}),  # what is there of it would be another, valid request
+    (b"amount=1000", "application/x-www-form-urlencoded", {}),
+    (b"x" * (IN_MEMORY + 1), "application/octet-stream", {}),
+    (b'{"amount": 1000}', JSON, {"how": ("/amount",)}),
+    (b"1000", "text/plain", {"how": lambda request: request.get_data()}),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type", "options"), CUT)
+def test_request_that_breaks_off_has_no_fingerprint(
+    body: bytes, content_type: str, options: dict[str, Any]
+) -> None:
+    """gunicorn ends such a body without a word, and says that it ends bodies itself."""
+    environ = {
+        "wsgi.input": io.BytesIO(body[:-1]),
+        "wsgi.input_terminated": True,
+        "CONTENT_LENGTH": str(len(body)),
+    }
+    with pytest.raises(ClientDisconnected):
+        fingerprint(b"", content_type, environ=environ, **options)
+
+
+def test_request_that_breaks_off_is_found_after_a_hook_has_read_it() -> None:
+    environ = {
+        "wsgi.input": io.BytesIO(b"100"),
+        "wsgi.input_terminated": True,
+        "CONTENT_LENGTH": "4",
+    }
+    with app.test_request_context("/p", method="POST", environ_overrides=environ):
+        assert request.get_data() == b"100"
+        with pytest.raises(ClientDisconnected):
             of_request(request._get_current_object())  # type: ignore[attr-defined]
 
 

@@ -121,14 +121,16 @@ class BoundIdempotency:
     def _flow(self, claim: Claim) -> Flow:
         # Read before the key is looked at, so that no wake-up falls between look and wait.
         mark = self.store.mark
+        used = False
         try:
             outcome: Outcome = yield self._begin(claim)
+            used = outcome.status != "run"
             if outcome.status == "busy":
                 outcome = yield from self._wait(claim, mark, outcome)
             if outcome.status != "run":
                 return self._answer(claim, outcome)
         except StoreError as error:
-            self._store_failed(claim, error)
+            self._store_failed(claim, error, used=used)
             return None  # open: the view runs unprotected
         self._started(claim, outcome)
         try:
@@ -145,26 +147,32 @@ class BoundIdempotency:
         finally:
             self._keeper.forget(claim.token)
 
-    def _store_failed(self, claim: Claim, error: StoreError) -> None:
-        """Refuse the request, unless it may run unprotected."""
+    def _store_failed(self, claim: Claim, error: StoreError, *, used: bool) -> None:
+        """Refuse the request, unless it may run unprotected.
+
+        What is known to run already, or to have run, is refused even so: "open" is for not
+        knowing.
+        """
         claim.tell(signals.store_failed, error=error, phase="before")
-        corrupt = isinstance(error, CorruptRecord)
-        if corrupt:
+        if isinstance(error, CorruptRecord):
             claim.tell(signals.corrupt, error=error)
-        if self._settings.on_store_failure == "open":
+        if self._settings.on_store_failure == "open" and not used:
             log.warning("running %s unprotected: %s", claim.endpoint, error)
             claim.tell(signals.unprotected, error=error)
             return
-        if corrupt:
-            log.error("idempotency record of %s is unreadable: %s", claim.endpoint, error)
-            raise refusals.RecordUnreadable(
-                "This operation may have been carried out. Ask before repeating it with a new key."
-            ) from error
+        if isinstance(error, CorruptRecord):
+            self._unreadable(claim, error)
         if isinstance(error, StoreTimeout):
             self._let_go_later(claim)
         raise refusals.StoreUnavailableError(
             "The request was not carried out. Try again with the same idempotency key.",
-            retry_after=1,
+            retry_after=_seconds(getattr(error, "retry_after_ms", None) or 1000),
+        ) from error
+
+    def _unreadable(self, claim: Claim, error: CorruptRecord) -> NoReturn:
+        log.error("idempotency record of %s is unreadable: %s", claim.endpoint, error)
+        raise refusals.RecordUnreadable(
+            "This operation may have been carried out. Ask before repeating it with a new key."
         ) from error
 
     def _let_go_later(self, claim: Claim) -> None:
@@ -331,7 +339,11 @@ class BoundIdempotency:
             return None
         # Another request took over while this one ran: every client sees the winner's result.
         if outcome.integer(0) == core.State.COMPLETED:
-            return self._replay(claim, outcome.data(1))
+            try:
+                return self._replay(claim, outcome.data(1))
+            except CorruptRecord as error:
+                claim.tell(signals.corrupt, error=error)
+                self._unreadable(claim, error)
         raise _in_progress(1000)
 
     def _told(self, claim: Claim, outcome: Outcome | None) -> None:
@@ -365,9 +377,13 @@ def _is_streamed(response: Response | None) -> TypeGuard[Response]:
 
 def _in_progress(lease_left_ms: int) -> refusals.InProgress:
     """Word the 409. The lease bounds the time until a look is worth it; most views are quicker."""
-    seconds = min(-(-lease_left_ms // 1000), LONGEST_RETRY_AFTER_S)
     return refusals.InProgress(
         "The first request with this idempotency key is still running. Try again with the same "
         "key to get its response.",
-        retry_after=max(1, seconds),
+        retry_after=_seconds(lease_left_ms),
     )
+
+
+def _seconds(wait_ms: int) -> int:
+    """Return whole seconds for ``Retry-After``: rounded up, within bounds."""
+    return max(1, min(-(-wait_ms // 1000), LONGEST_RETRY_AFTER_S))

@@ -1,0 +1,164 @@
+"""The demo shows what it promises, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gunicorn")
+pytest.importorskip("httpx")
+
+from tests.processes import HOST, wait_until
+from tests.serving import ROOT
+
+DEMO = ROOT / "examples" / "payments" / "demo.py"
+PATIENCE_S = 90
+
+
+class Demo:
+    """The demo in a process of its own, with its own folder for temporary files."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.folder.mkdir()
+        short = ("--plain", "--payments", "14", "--duplicates", "4", "--kills", "4", "--seed", "7")
+        self.process = subprocess.Popen(
+            [sys.executable, str(DEMO), *short, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        )
+        self.output = ""
+        self.errors = ""
+
+    def run(self) -> int:
+        """Wait for its end; return its exit status."""
+        output, self.errors = self.process.communicate(timeout=PATIENCE_S)
+        self.output += output
+        return self.process.returncode
+
+    def read_until(self, word: str) -> None:
+        """Read what it prints up to a line with ``word``."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if word in line:
+                return
+        raise AssertionError(f"never said {word!r}:\n{self.output}\n{self.process.communicate()}")
+
+    def number(self, row: str) -> int:
+        """Return the number in a row of the table."""
+        found = re.search(rf"^ *{re.escape(row)} +(\d+)", self.output, re.MULTILINE)
+        assert found, self.output
+        return int(found[1])
+
+    def assert_nothing_is_left(self) -> None:
+        found = re.search(r"port (\d+), process group (\d+)", self.output)
+        assert found, self.output
+        wait_until(lambda: is_gone(int(found[2])), "its processes are gone")
+        with pytest.raises(ConnectionRefusedError), socket.socket() as probe:
+            probe.connect((HOST, int(found[1])))
+        assert list(self.folder.iterdir()) == []
+
+
+def is_gone(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
+    """``start("--guard", "off")``: the short demo; stopped with the test."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> Demo:
+            demo = Demo(tmp_path / "temporary", *arguments)
+            stack.enter_context(demo.process)
+            stack.callback(demo.process.terminate)  # it ends its own children
+            return demo
+
+        yield start
+
+
+def assert_exactly_once(demo: Demo) -> None:
+    assert demo.run() == 0, demo.output + demo.errors
+    assert demo.errors == ""
+    assert demo.output.endswith("Every payment was made exactly once.\n")
+    assert demo.number("made exactly once") == demo.number("payments in the ledger") == 14
+    assert demo.number("never answered") == demo.number("answers that contradict") == 0
+    # All the misfortunes have happened, or the run proves nothing.
+    assert demo.number("workers killed (kill -9)") >= 1
+    assert demo.number("connection cut by the client") >= 1
+    assert demo.number("replayed") >= 14
+    assert max(map(len, demo.output.splitlines())) <= 80
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_guarded_by_the_default_store_every_payment_is_made_once(
+    start: Callable[..., Demo],
+) -> None:
+    assert_exactly_once(start("--store", "", "--guard", ""))  # as make gives its defaults
+
+
+@pytest.mark.slow
+def test_guarded_by_redis_every_payment_is_made_once(
+    start: Callable[..., Demo], empty_redis_url: str
+) -> None:
+    assert_exactly_once(start("--store", empty_redis_url, "--guard", "on"))
+
+
+@pytest.mark.slow
+def test_unguarded_it_shows_double_charges(start: Callable[..., Demo]) -> None:
+    demo = start("--guard", "off")
+    assert demo.run() == 0, demo.output + demo.errors
+    extra = demo.number("payments in the ledger") - 14
+    assert extra > 0
+    assert demo.output.endswith(f"Without Demijohn: {extra} double charges.\n")
+    assert demo.number("made more than once") > 0
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_running(start: Callable[..., Demo], number: int) -> None:
+    demo = start("--payments", "1000")
+    demo.read_until("settled")
+    demo.process.send_signal(number)
+    assert demo.run() == 130
+    assert "everything was stopped" in demo.errors
+    assert "Traceback" not in demo.errors
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--store", "redis://127.0.0.1:1"], "the store does not answer"),
+        (["--store", "nosuch://"], "The demo cannot run"),
+        (["--store", "memory://"], "need a store that they share"),
+        (["--payments", "0"], "--payments must be at least 1"),
+        (["--kills", "many"], "--kills must be a number"),
+    ],
+)
+def test_what_cannot_be_run_is_said_at_once(
+    start: Callable[..., Demo], arguments: list[str], complaint: str
+) -> None:
+    demo = start(*arguments)
+    assert demo.run() == 2
+    assert complaint in demo.errors
+    assert "Traceback" not in demo.errors
