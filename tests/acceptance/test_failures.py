@@ -22,7 +22,7 @@ from demijohn.errors import (
     UsageError,
 )
 from demijohn.idempotency import signals
-from tests.acceptance.conftest import Bank, FailingStore, heard, new_key
+from tests.acceptance.conftest import Bank, FailingStore, heard, new_key, together
 
 Make = Callable[..., Bank]
 DOWN = StoreUnavailable("the store is down")
@@ -72,6 +72,48 @@ def test_store_down_before_the_view_may_leave_it_unprotected(
         assert bank.post(new_key()).status_code == 201
     assert len(seen) == 1
     assert "unprotected" in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["closed", "open"])
+def test_duplicate_of_a_running_request_never_runs_beside_it(
+    lone_bank: Make, store: FailingStore, policy: str
+) -> None:
+    bank = lone_bank(store=store, on_store_failure=policy, max_waiters=1)
+    key = new_key()
+    bank.go.clear()
+    with together(2) as start, heard(signals.unprotected) as seen:
+        first = start(bank.post, key)
+        assert bank.entered.acquire(timeout=10)
+        second = start(bank.post, key)
+        until(lambda: len(store.calls) == 2)  # it knows by now that the first one runs
+        store.fails["begin"] = DOWN
+        assert second.result(30).status_code == 503
+        bank.go.set()
+        assert first.result(30).status_code == 201
+    assert (bank.runs, seen) == (1, [])
+
+
+def test_damaged_record_is_not_run_for_again_where_failures_let_views_run(
+    lone_bank: Make, store: FailingStore
+) -> None:
+    bank = lone_bank(store=store, on_store_failure="open")
+    key = new_key()
+    bank.post(key)
+    ((_, row),) = store.scan("")
+    row["r"] = b"\x02"  # type: ignore[index]
+    assert bank.post(key).status_code == 500
+    assert bank.runs == 1
+
+
+@pytest.mark.parametrize(("pause_ms", "seconds"), [(None, "1"), (250, "1"), (2001, "3")])
+def test_client_is_told_when_the_store_may_be_back(
+    lone_bank: Make, store: FailingStore, pause_ms: int | None, seconds: str
+) -> None:
+    bank = lone_bank(store=store)
+    error = StoreUnavailable("its circuit is open")
+    error.retry_after_ms = pause_ms
+    store.fails["begin"] = error
+    assert bank.post(new_key()).headers["Retry-After"] == seconds
 
 
 def test_request_without_a_key_does_not_need_the_store(
@@ -177,6 +219,43 @@ def test_damaged_record_is_an_error_and_never_a_second_run(
     assert answer.get_json(force=True)["type"].endswith("#idempotency-record-unreadable")
     assert bank.runs == 1
     assert len(seen) == 1
+
+
+def test_altered_header_is_never_sent(lone_bank: Make, store: FailingStore) -> None:
+    bank = lone_bank(store=store)
+    bank.add("/header", lambda: ("x", 200, {"X-Own": "abcd"}))
+    key = new_key()
+    bank.post(key, "/header")
+    ((_, row),) = store.scan("")
+    row["r"] = row["r"].replace(b"abcd", b"a\r\nb")  # type: ignore[index, union-attr]
+    answer = bank.post(key, "/header")
+    assert answer.get_json(force=True)["type"].endswith("#idempotency-record-unreadable")
+
+
+def test_damaged_result_of_the_winner_is_an_error_for_the_loser(
+    lone_bank: Make, store: FailingStore
+) -> None:
+    bank = lone_bank(store=store, lease=0.2)
+    key, late = new_key(), threading.Event()
+
+    def view() -> Any:
+        if idempotency.current.attempt == 1:
+            bank.entered.release()
+            assert late.wait(30)
+        return "x"
+
+    bank.add("/lost", view)
+    bank.app.extensions["demijohn"].keeper.keep = lambda *a, **k: None
+    with together(1) as start, heard(signals.fenced, signals.corrupt) as seen:
+        first = start(bank.post, key, "/lost")
+        assert bank.entered.acquire(timeout=10)
+        assert bank.post(key, "/lost").status_code == 200
+        ((_, row),) = store.scan("")
+        row["r"] = b"\x02"  # type: ignore[index]
+        late.set()
+        answer = first.result(30)
+    assert answer.get_json(force=True)["type"].endswith("#idempotency-record-unreadable")
+    assert [name for name, _ in seen] == ["idempotency-fenced", "idempotency-corrupt"]
 
 
 def test_damaged_row_is_an_error_too(lone_bank: Make, store: FailingStore) -> None:
