@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from flask import session
 
@@ -59,16 +59,21 @@ def resolve(hook: PrincipalHook | None, request: Request) -> Principal:
         UsageError: the hook returned something that identifies nobody.
     """
     found = from_credentials(request) if hook is None else hook()
-    if found is None:
+    if found is None or found is ANONYMOUS:
         return ANONYMOUS
-    if isinstance(found, Principal):
-        return found
-    if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
+    caller = found if isinstance(found, Principal) else Principal(cast("str", found))
+    # An id of None would make one caller of all whom the application does not know.
+    names = isinstance(caller.kind, str) and isinstance(caller.tenant, str)
+    if not names or not _identifies(caller.id):
         raise UsageError(
             f"the principal hook returned {found!r}; it must return a Principal, "
             "a user id that is not empty (str or int), or None for an anonymous caller"
         )
-    return Principal(str(found))
+    return caller
+
+
+def _identifies(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 
 
 def from_credentials(request: Request) -> Principal | None:

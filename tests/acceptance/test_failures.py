@@ -491,7 +491,20 @@ def test_callers_of_different_kinds_and_tenants_never_meet(lone_bank: Make) -> N
         assert bank.post(key).json == {"run": number}
 
 
-@pytest.mark.parametrize("caller", ["", True, 1.5, object()])
+@pytest.mark.parametrize(
+    "caller",
+    [
+        "",
+        True,
+        1.5,
+        object(),
+        Principal(""),
+        Principal("", kind="anonymous"),
+        Principal(None),  # type: ignore[arg-type]
+        Principal("7", tenant=None),  # type: ignore[arg-type]
+        Principal("7", kind=None),  # type: ignore[arg-type]
+    ],
+)
 def test_hook_that_names_nobody_is_a_mistake(lone_bank: Make, caller: Any) -> None:
     bank = lone_bank()
     bank.app.testing = True

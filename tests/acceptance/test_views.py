@@ -604,6 +604,16 @@ def test_key_finder_finds_a_key(tmp_path: Path) -> None:
     assert not replayed(client.post("/", json={}))
 
 
+def test_key_finder_that_finds_no_string_is_a_mistake(tmp_path: Path) -> None:
+    app = Flask("finder", instance_path=str(tmp_path))
+    app.testing = True
+    idem = Idempotency(app, stores="memory://")
+    idem.key_finder(lambda request: 7)  # type: ignore[arg-type, return-value]
+    app.add_url_rule("/", view_func=idem.idempotent(lambda: "x"), methods=["POST"])
+    with pytest.raises(UsageError, match="returned 7; it must return a string"):
+        app.test_client().post("/")
+
+
 def test_old_settings_are_understood(tmp_path: Path) -> None:
     app = Flask("old", instance_path=str(tmp_path))
     app.config.update(IDEMPOTENT_TIMEOUT=7, IDEMPOTENT_EXPIRE=240)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from demijohn.idempotency.claim import row_names
 from demijohn.idempotency.keys import compile_pattern, environ_name, parse
 from demijohn.idempotency.refusals import KeyInvalid
 from demijohn.idempotency.settings import default_waiters, server_threads
+from tests import sf_item
 
 visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
 
@@ -25,6 +26,35 @@ def quoted(key: str) -> str:
 def test_every_visible_string_can_be_sent_quoted(key: str) -> None:
     assert parse(quoted(key)) == key
     assert parse(f"  {quoted(key)} ; a=1;b ") == key
+
+
+alphabet = st.text('"\\\\;,= ab9*-.:?%_\x7f\t', max_size=12)
+parameters = st.lists(
+    st.sampled_from([";a", "; b=1", ';c="x, y"', ";*d=?1", ";e=:YQ==:", ";f=tok/en", ";g=-1.5"])
+).map("".join)
+
+
+@given(st.tuples(visible.map(quoted) | alphabet, parameters | alphabet).map("".join))
+def test_quoted_field_is_read_as_the_standard_reads_it(field: str) -> None:
+    try:
+        expected = sf_item.Item(field).parse()
+    except sf_item.Malformed:
+        assume(" ;" not in field)  # some clients write a space there, and nothing is lost by it
+        assume('"' in field)  # else it is taken for a bare token
+        with pytest.raises(KeyInvalid):
+            parse(field)
+    else:
+        if re.fullmatch(r"[!-~]+", expected):
+            assert parse(field) == expected
+        else:
+            with pytest.raises(KeyInvalid):
+                parse(field)
+
+
+@pytest.mark.parametrize("value", ['"a";p=1, "b"', '"a";p, b', '"a", "b"', '"a" ; p="x" , "b"'])
+def test_second_key_behind_a_parameter_is_seen(value: str) -> None:
+    with pytest.raises(KeyInvalid, match="comma"):
+        parse(value)
 
 
 @given(visible)
@@ -63,6 +93,8 @@ def test_pattern_may_be_compiled_already() -> None:
     pattern = re.compile("x")
     assert compile_pattern(pattern) is pattern
     assert compile_pattern("x").fullmatch("x")
+    with pytest.raises(ValueError, match="regular expression"):
+        compile_pattern(re.compile(b"x"))  # it could never match a key
 
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.text()), unique=True, max_size=8))

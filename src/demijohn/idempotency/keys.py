@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
+from ..errors import UsageError
 from .refusals import KeyInvalid
 
 if TYPE_CHECKING:
@@ -14,8 +15,14 @@ if TYPE_CHECKING:
 KeyFinder: TypeAlias = "Callable[[Request], str | None]"
 """Returns the key that a request carries in a place of the application's own, or ``None``."""
 
-# RFC 9651: a String item, and the parameters that may follow it and are of no concern here.
-_SF_STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"[ ]*(?:;[ -~]*)?')
+# RFC 9651: a String item, and the parameters that may follow it and are of no concern here. They
+# are read all the same: a comma behind them would begin a second key.
+_STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
+_BARE_ITEM = (
+    rf"(?:-?[0-9]{{1,15}}(?:\.[0-9]{{1,3}})?|%?{_STRING}|[A-Za-z*][!#-'*+.^_`|~0-9A-Za-z:/-]*"
+    r"|:[A-Za-z0-9+/=]*:|\?[01]|@-?[0-9]{1,15})"
+)
+_SF_STRING = re.compile(rf"({_STRING})[ ]*(?:;[ ]*[a-z*][a-z0-9_.*-]*(?:={_BARE_ITEM})?[ ]*)*")
 # What most clients send instead. A comma would mean that several fields were joined.
 _BARE = re.compile(r"[!#-+\--~]+")
 _ESCAPED = re.compile(r"\\(.)")
@@ -40,7 +47,7 @@ def parse(value: str) -> str:
         raise KeyInvalid("The idempotency key is empty.")
     quoted = _SF_STRING.fullmatch(value)
     if quoted is not None:
-        key = _ESCAPED.sub(r"\1", quoted[1])
+        key = _ESCAPED.sub(r"\1", quoted[1][1:-1])
         if not key:
             raise KeyInvalid("The idempotency key is empty.")
         if not _VISIBLE.fullmatch(key):
@@ -119,8 +126,14 @@ class KeySources:
                 yield from request.form.getlist(self._field)
         for finder in self._finders:
             value = finder(request)
-            if value is not None:
-                yield value
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise UsageError(
+                    f"the key finder {finder!r} returned {value!r}; it must return a string, or "
+                    "None for a request without a key"
+                )
+            yield value
 
 
 def _agreeing(found: str | None, key: str) -> str:
@@ -135,7 +148,7 @@ def check(key: str, *, longest: int, pattern: re.Pattern[str] | None, anonymous:
     Args:
         key: the key, unquoted.
         longest: the most characters.
-        pattern: what the whole key must match, ignoring case; ``None`` for anything.
+        pattern: what the whole key must match; ``None`` for anything.
         anonymous: whether the caller is unknown, so that anybody who guesses the key would be
             given the stored response.
 
@@ -159,8 +172,8 @@ def compile_pattern(value: object) -> re.Pattern[str]:
     """Accept a regular expression, or ``"uuid"``."""
     if value == "uuid":
         return _UUID
-    if isinstance(value, re.Pattern):
-        return value
+    if isinstance(value, re.Pattern) and isinstance(value.pattern, str):
+        return cast("re.Pattern[str]", value)
     if not isinstance(value, str):
         raise ValueError("must be a regular expression or 'uuid'")
     try:
