@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +25,11 @@ from werkzeug.exceptions import ClientDisconnected
 from werkzeug.http import parse_options_header
 from werkzeug.wsgi import get_input_stream
 
-from .errors import ConfigError
+from .errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from flask import Request
+    from werkzeug.datastructures import MultiDict
 
 Fingerprint: TypeAlias = "Callable[[Request], str | bytes] | Sequence[str]"
 """What makes two requests the same: a function of the request, or JSON Pointers (RFC 6901) to the
@@ -109,7 +111,9 @@ def _content(request: Request, how: Fingerprint | None, key_field: str | None) -
         return _body(request, key_field)
     if callable(how):
         chosen = how(request)
-        return "own", chosen.encode() if isinstance(chosen, str) else bytes(chosen)
+        if not isinstance(chosen, str | bytes):
+            raise UsageError(f"{how!r} returned {chosen!r}; a fingerprint is a string or bytes")
+        return "own", chosen.encode() if isinstance(chosen, str) else chosen
     return "pointers", _packed(_pointed_at(request, how))
 
 
@@ -137,20 +141,52 @@ def _body(request: Request, key_field: str | None) -> tuple[str, bytes]:
     name, kind = _media_type(request.environ.get("CONTENT_TYPE", ""))
     if kind == "form":
         return f"form {name}", _packed(_form_parts(request, key_field))
-    if not _fits_in_memory(request):
+    if not _fits_in_memory(request) and not _was_read(request):
         return f"digest {name}", _digest_through_file(request)
-    body = request.get_data(cache=True)
-    length = request.environ.get("CONTENT_LENGTH", "")
-    if length.isdecimal() and len(body) < int(length):
-        raise ClientDisconnected  # it was read before we were asked, and nobody has counted
+    body = _read(request)
     canonical = canonical_json(body) if kind == "json" else None
     if canonical is None:
         return f"raw {name}", body
     return f"json {name}", canonical
 
 
+def _was_read(request: Request) -> bool:
+    """Whether somebody before us, such as a hook, has read the body into memory."""
+    return getattr(request, "_cached_data", None) is not None
+
+
+def _read(request: Request) -> bytes:
+    """Read the body into memory, and leave it to be read again in every way."""
+    length = request.environ.get("CONTENT_LENGTH", "")
+    body = request.get_data(cache=True)
+    if length.isdecimal() and len(body) < int(length):
+        raise ClientDisconnected  # it was read before we were asked, and nobody has counted
+    _put_back(request, io.BytesIO(body), len(body))
+    return body
+
+
+def _put_back(request: Request, body: IO[bytes], size: int) -> None:
+    request.environ["wsgi.input"] = body
+    # werkzeug reads the length again from here when the view asks for the stream.
+    request.environ["CONTENT_LENGTH"] = str(size)
+    request.__dict__.pop("stream", None)
+
+
+def form_of(request: Request) -> MultiDict[str, str]:
+    """Return the form, and leave the bytes of a small one to be read again.
+
+    Who checks a signature over the body needs them, and parsing alone uses them up.
+    """
+    if "form" in request.__dict__ or not (_fits_in_memory(request) or _was_read(request)):
+        return request.form
+    _read(request)
+    form = request.form
+    request.__dict__.pop("stream", None)  # what is left of it behind the parser
+    return form
+
+
 def _form_parts(request: Request, key_field: str | None) -> Iterator[bytes]:
-    fields = request.form.items(multi=True)
+    fields = form_of(request).items(multi=True)
     yield from _sorted_pairs((name, value) for name, value in fields if name != key_field)
     files = sorted(request.files.items(multi=True), key=lambda item: item[0])
     for name, file in files:
@@ -192,10 +228,7 @@ def _digest_through_file(request: Request) -> bytes:
         spool.write(chunk)
         size += len(chunk)
     spool.seek(0)
-    request.environ["wsgi.input"] = spool
-    # werkzeug reads the length again from here when the view asks for the body.
-    request.environ["CONTENT_LENGTH"] = str(size)
-    request.__dict__.pop("stream", None)
+    _put_back(request, spool, size)
     return digest.digest()
 
 
@@ -217,7 +250,7 @@ def parse_pointers(pointers: Sequence[str]) -> tuple[str, ...]:
 
 
 def _pointed_at(request: Request, pointers: Sequence[str]) -> Iterator[bytes]:
-    body = request.get_data(cache=True)
+    body = _read(request)
     try:
         document = _json_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError):

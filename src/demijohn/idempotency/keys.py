@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from ..errors import UsageError
+from ..fingerprint import form_of
 from .refusals import KeyInvalid
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class KeySources:
             if self._field in request.environ.get("QUERY_STRING", ""):
                 yield from request.args.getlist(self._field)
             if request.mimetype in {"application/x-www-form-urlencoded", "multipart/form-data"}:
-                yield from request.form.getlist(self._field)
+                yield from form_of(request).getlist(self._field)
         for finder in self._finders:
             value = finder(request)
             if value is None:

@@ -13,7 +13,7 @@ from flask import Response
 from .. import fingerprint, frame
 from ..core import idempotency as core
 from ..core.step import Outcome, Step
-from ..errors import CorruptRecord, StoreError, StoreTimeout
+from ..errors import CorruptRecord, StoreError, StoreTimeout, UsageError
 from ..flow import PROCEED, Call, Command, Flow, Result, Wait
 from ..keeper import Keeper
 from ..stores import Store
@@ -101,6 +101,8 @@ class BoundIdempotency:
                 "Responses of this endpoint are stored for known callers only: send credentials."
             )
         scope = settings.scope(call.request) if settings.scope else ""
+        if not isinstance(scope, str):
+            raise UsageError(f"scope= returned {scope!r}; it must return a string")
         digest = fingerprint.of_request(
             call.request, how=settings.fingerprint, key_field=self._key_field
         )
