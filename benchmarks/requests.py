@@ -119,7 +119,7 @@ def ask(app: Flask, key: str | None) -> None:
         environ["HTTP_IDEMPOTENCY_KEY"] = key
     statuses: list[str] = []
 
-    def start_response(status: str, headers: object, error: object = None, /) -> Any:
+    def start_response(status: str, *_: object) -> Any:
         statuses.append(status)
 
     body = app.wsgi_app(environ, start_response)
