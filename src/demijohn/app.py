@@ -59,11 +59,12 @@ class Demijohn:
             ConfigError: a setting is unknown or wrong; then nothing was registered.
         """
         binding = bind(app, stores=self._stores)
+        self.idempotency.init_app(app, binding)
+        # From here on nothing fails.
         if self._principal is not None:
             binding.principal = self._principal
         if self._problems is not None:
             binding.problems = self._problems
-        self.idempotency.init_app(app, binding)
         if binding.problems:
             app.register_error_handler(HTTPException, problem_for)
 

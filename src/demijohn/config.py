@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from .errors import ConfigError
 
@@ -87,6 +87,10 @@ def combine(cls: type[T], *layers: Mapping[str, object]) -> T:
 # --- parsers ------------------------------------------------------------------------------------
 
 
+LONGEST_MS: Final = 100 * 365 * 24 * 3600 * 1000
+"""A hundred years: instants beyond the integers of some store would be the mistake of another."""
+
+
 def milliseconds(minimum_ms: int = 0) -> Parser:
     """Accept a :data:`Duration` of at least ``minimum_ms``; give milliseconds."""
 
@@ -95,6 +99,8 @@ def milliseconds(minimum_ms: int = 0) -> Parser:
             value = value.total_seconds()
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("must be a timedelta or a number of seconds")
+        if not -LONGEST_MS <= value * 1000 <= LONGEST_MS:  # neither is NaN
+            raise ValueError("must be at most a hundred years")
         result = round(value * 1000)
         if result < minimum_ms:
             raise ValueError(f"must be at least {minimum_ms / 1000:g} s")

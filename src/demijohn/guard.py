@@ -258,7 +258,7 @@ class Guard:
         binding: Binding | None = app.extensions.get("demijohn")
         if binding is None:
             raise UsageError(
-                f"view {self.view.__qualname__!r} is decorated by Demijohn, but this application "
+                f"view {_name(self.view)!r} is decorated by Demijohn, but this application "
                 "is not bound: call Demijohn(app) or init_app(app)"
             )
         policies = binding.guards.get(self)
@@ -325,6 +325,11 @@ def finish_unrendered(app: Flask, **_: object) -> None:
         passage.leave(Result(None, error))
 
 
+def _name(view: object) -> str:
+    """Return what a message calls ``view``, which may be any callable, such as a partial."""
+    return str(getattr(view, "__qualname__", view))
+
+
 def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
     """Add ``policy`` to ``view``, whose guard it shares if ``view`` is one.
 
@@ -339,7 +344,7 @@ def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
         return cast("Callable[P, R]", Guard(view, [policy]).wrapper)
     if not policy.repeatable and any(p.capability == policy.capability for p in guard.policies):
         raise UsageError(
-            f"view {guard.view.__qualname__!r} is decorated for {policy.capability} twice; "
+            f"view {_name(guard.view)!r} is decorated for {policy.capability} twice; "
             "write all its options in one decorator"
         )
     return cast("Callable[P, R]", Guard(guard.view, [*guard.policies, policy]).wrapper)
@@ -351,7 +356,9 @@ def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
 def exempt(view: Callable[P, R], capability: str) -> Callable[P, R]:
     """Mark ``view`` as not to be guarded by default for ``capability``."""
     marks: frozenset[str] = getattr(view, "__demijohn_exempt__", frozenset())
-    view.__demijohn_exempt__ = marks | {capability}  # type: ignore[attr-defined]
+    # A bound method takes no attributes, and shows those of its function.
+    marked: Any = getattr(view, "__func__", view)
+    marked.__demijohn_exempt__ = marks | {capability}
     return view
 
 

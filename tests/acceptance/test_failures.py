@@ -406,6 +406,10 @@ def test_binding_twice_is_a_mistake(tmp_path: Path) -> None:
         Idempotency(app)
     with pytest.raises(ConfigError, match="first bound"):
         Idempotency(app, stores="memory://")
+    before = app.extensions["demijohn"].principal
+    with pytest.raises(ConfigError, match="already bound"):
+        Demijohn(app, principal=lambda: "somebody else", problems=True)
+    assert app.extensions["demijohn"].principal is before
     app.extensions["demijohn"] = "another extension"
     with pytest.raises(ConfigError, match="taken"):
         Idempotency(app)

@@ -12,10 +12,10 @@ from flask import Flask, Response
 from werkzeug.exceptions import TooManyRequests
 
 from demijohn.core.step import EXPIRES, Decision, Outcome, Rows, Step, StepKind
-from demijohn.errors import StoreUnavailable
+from demijohn.errors import StoreUnavailable, UsageError
 from demijohn.extension import ORDER, Binding, bind, register
 from demijohn.flow import PROCEED, Call, Flow, Result
-from demijohn.guard import Guard, guarded, install
+from demijohn.guard import Guard, exempt, guarded, install
 from demijohn.problem import ProblemType, Refusal
 from demijohn.stores.memory import MemoryStore
 
@@ -225,3 +225,22 @@ def test_copied_mark_of_a_guard_is_not_taken_for_one() -> None:
 
 def test_order_names_every_capability_once() -> None:
     assert len(set(ORDER)) == len(ORDER)
+
+
+class Views:
+    def one(self) -> str:
+        return "one"
+
+
+def test_any_callable_can_be_a_view_and_is_named_in_messages(app: Flask) -> None:
+    partial = functools.partial(lambda text: text, "partial")
+    once = guarded(partial, Policy("auth", []))
+    with pytest.raises(UsageError, match=r"functools.partial.* is decorated for auth twice"):
+        guarded(once, Policy("auth", []))
+    assert call(app, Policy("auth", []), view=partial).text == "partial"
+
+
+def test_method_of_an_object_can_be_exempt() -> None:
+    views = Views()
+    assert exempt(exempt(views.one, "auth"), "limits") == views.one
+    assert views.one.__demijohn_exempt__ == {"auth", "limits"}  # type: ignore[attr-defined]

@@ -40,10 +40,11 @@ def _store_rule(value: object) -> Stores:
         return lambda response: True
     if callable(value):
         return cast("Stores", value)
-    if isinstance(value, Collection) and not isinstance(value, str):
-        statuses = frozenset(value)
-        if all(isinstance(status, int) and 200 <= status <= 599 for status in statuses):
-            return lambda response: response.status_code in statuses
+    listed = isinstance(value, Collection) and not isinstance(value, str)
+    statuses = list(cast("Collection[object]", value)) if listed else [None]
+    if all(isinstance(status, int) and 200 <= status <= 599 for status in statuses):
+        kept = frozenset(statuses)
+        return lambda response: response.status_code in kept
     raise ValueError("must be 'final', 'all', a list of statuses, or a function of the response")
 
 
