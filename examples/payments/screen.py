@@ -19,7 +19,7 @@ class Screen:
         self._plan = plan
         self._server = server
         self._tally = tally
-        self._live = not plan.plain and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = not plan.plain and _can_redraw()
         self._began = time.monotonic()
         self._said = 0.0
         self._drawn = 0
@@ -68,3 +68,9 @@ class Screen:
         shown = "".join(f"{line[:width]}\x1b[K\n" for line in lines)
         print(f"{up}\r{shown}\x1b[J", end="", flush=True)
         self._drawn = len(lines)
+
+
+def _can_redraw() -> bool:
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    return sys.stdout.encoding.lower().startswith("utf")
