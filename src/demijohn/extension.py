@@ -13,9 +13,10 @@ import os
 import secrets
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from flask import Blueprint, Flask
 
@@ -147,10 +148,15 @@ def _open(app: Flask, location: StoreLocation) -> Store:
         if not isinstance(location, Store):
             raise ConfigError(f"DEMIJOHN_STORES: {location!r} is neither a URL nor a store")
         return location
-    path = location.removeprefix("sqlite:///")
-    if path != location and not path.startswith("/"):
-        location = f"sqlite:///{Path(app.instance_path) / path}"
-    return open_store(location)
+    return open_store(_absolute(app, location))
+
+
+def _absolute(app: Flask, url: str) -> str:
+    """Have the URL of a relative SQLite file begin at the instance folder."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or path.startswith("/"):
+        return url
+    return f"sqlite:///{quote(app.instance_path)}/{path}"
 
 
 def _close(keeper: Keeper, stores: list[Store]) -> None:
@@ -200,18 +206,43 @@ def _own_secret(app: Flask, locations: Mapping[str, StoreLocation]) -> bytes:
         )
     if schemes == {"memory"}:
         return secrets.token_bytes(32)
-    path = Path(app.instance_path) / "demijohn.secret"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_hex(32).encode())
+    urls = [_absolute(app, str(url)) for url in (locations["default"], *locations.values())]
+    file = next(urlsplit(url).path for url in urls if url.startswith("sqlite:"))
+    path = Path(unquote(file).removeprefix("/")).with_name("demijohn.secret")
     try:
+        found = _shared_secret(path)
+    except OSError as error:
+        raise ConfigError(
+            f"SECRET_KEY is not set, and no secret can be kept in {path}: {error.strerror}. "
+            "Set app.secret_key (or DEMIJOHN['secret']), or make the folder writable"
+        ) from error
+    if len(found) < _SECRET_LENGTH:
+        raise ConfigError(
+            f"{path} holds no secret; remove it to have a new one made, under which keys that "
+            "are stored already are not found"
+        )
+    return found
+
+
+_SECRET_LENGTH: Final = 64
+
+
+def _shared_secret(path: Path) -> bytes:
+    """Return the secret in the file, which is made by whoever comes first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_hex(_SECRET_LENGTH // 2).encode())
+            file.flush()
+            os.fsync(file.fileno())  # stored keys may not outlive it when the power fails
         # Linking is atomic and fails if the name is taken: of several processes that start at
         # once one wins, and none reads half a secret.
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.link(temporary, path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return path.read_bytes()

@@ -449,6 +449,32 @@ def test_application_without_a_secret_makes_one_beside_its_file(tmp_path: Path) 
     assert not list(tmp_path.glob("demijohn.secret.*"))
 
 
+def test_releases_of_an_application_that_share_a_file_share_its_secret(tmp_path: Path) -> None:
+    headers = {"Idempotency-Key": new_key()}
+    answers = []
+    for release in ("blue", "green"):  # each has an instance folder of its own
+        app = bank_app(tmp_path / release, None, [], f"sqlite:///{tmp_path}/shared/rows.db")
+        answers.append(app.test_client().post("/", headers=headers))
+    assert ["Idempotent-Replayed" in answer.headers for answer in answers] == [False, True]
+    assert (tmp_path / "shared" / "demijohn.secret").exists()
+
+
+@pytest.mark.parametrize("folder", ["with space", "a%41b", "a?b=c", "a#b"])
+def test_instance_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    app = bank_app(tmp_path / folder, None, [], "sqlite:///rows.db?synchronous=normal")
+    assert app.test_client().post("/", headers={"Idempotency-Key": new_key()}).text == "x"
+    assert {"rows.db", "demijohn.secret"} <= {file.name for file in (tmp_path / folder).iterdir()}
+
+
+def test_secret_that_cannot_be_kept_is_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"SECRET_KEY is not set, and no secret can be kept"):
+        bank_app(tmp_path / "file", None, [], "sqlite:///rows.db")
+    (tmp_path / "demijohn.secret").write_bytes(b"")  # what a full disk may leave
+    with pytest.raises(ConfigError, match="holds no secret"):
+        bank_app(tmp_path, None, [], "sqlite:///rows.db")
+
+
 def test_processes_that_start_at_once_agree_on_a_secret(tmp_path: Path) -> None:
     barrier, secrets = threading.Barrier(8), []
     apps = [Flask("secrets", instance_path=str(tmp_path)) for _ in range(8)]
