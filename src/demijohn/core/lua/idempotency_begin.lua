@@ -1,4 +1,4 @@
--- Purpose: claim an idempotency key, or learn what stands in the way; the twin of _decide_begin.
+-- Purpose: claim an idempotency key, or learn what stands in the way; the twin of decide_begin.
 -- KEYS: the name of the row; behind it the names that earlier secrets gave it.
 -- ARGV: [1] fingerprint, [2] token, [3] lease in ms, [4] retention in ms,
 --       [5] what a lapsed lease leads to (0 run, 1 refuse), [6] inbox of the caller, "" for none.

@@ -1,4 +1,4 @@
--- Purpose: store the response of a key that the caller holds; the twin of _decide_complete.
+-- Purpose: store the response of a key that the caller holds; the twin of decide_complete.
 -- KEYS: the row.
 -- ARGV: [1] the key that waiters wait on, [2] token, [3] frame, [4] ttl in ms,
 --       [5] retention in ms, [6] life of the tombstone in ms (0: none).

@@ -1,5 +1,5 @@
 -- Purpose: give back a key that the caller holds, so that a retry runs; the twin of
---   _decide_release.
+--   decide_release.
 -- KEYS: the row.
 -- ARGV: [1] the key that waiters wait on, [2] token, [3] retention of the fence in ms.
 -- Return: released(), or fenced(state, frame).

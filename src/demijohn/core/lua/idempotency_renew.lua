@@ -1,4 +1,4 @@
--- Purpose: extend the lease of a key that the caller holds; the twin of _decide_renew.
+-- Purpose: extend the lease of a key that the caller holds; the twin of decide_renew.
 -- KEYS: the row.
 -- ARGV: [1] token, [2] lease in ms from now.
 -- Return: renewed(), or fenced(state, frame).

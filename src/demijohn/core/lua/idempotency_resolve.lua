@@ -1,4 +1,4 @@
--- Purpose: decide, as an operator, a key whose outcome is unknown; the twin of _decide_resolve.
+-- Purpose: decide, as an operator, a key whose outcome is unknown; the twin of decide_resolve.
 -- KEYS: the row.
 -- ARGV: [1] the key that waiters wait on, [2] frame ("": let a retry run), [3] ttl in ms,
 --       [4] retention in ms.

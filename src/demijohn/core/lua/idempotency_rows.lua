@@ -1,5 +1,5 @@
 -- Purpose: what the five steps of idempotency share; the twins of state_of, _fenced, _completed,
---   _released and _wakes in core/idempotency.py.
+--   _released and _wakes in core/idempotency/decisions.py.
 -- KEYS, ARGV: none of its own.
 -- Return: nothing. It defines state_of, owns, fenced, completed, released, and the states.
 -- Fields of a row: s state, f fence, a attempt, t token, p fingerprint, l lease until, u retained
