@@ -31,7 +31,8 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url: str = request.getfixturevalue("redis_url")
     joint = "&" if "?" in url else "?"
     # Nothing here is about deadlines, and a busy machine may be slow.
-    return f"{url}{joint}prefix={uuid.uuid4().hex}:&timeout=5&connect_timeout=5"
+    options = "timeout=5&connect_timeout=5&max_connections=300"
+    return f"{url}{joint}prefix={uuid.uuid4().hex}:&{options}"
 
 
 def new_key() -> str:
