@@ -1,7 +1,7 @@
 """What happens to keys, as blinker signals.
 
 The sender is the application. Every signal carries ``key_name`` (the name of the stored row, which
-reveals neither key nor caller) and ``endpoint``; ``began`` and those of the same attempt carry
+reveals neither key nor caller) and ``endpoint``; ``begun`` and those of the same attempt carry
 ``attempt`` and ``fence``.
 """
 
