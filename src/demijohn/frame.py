@@ -6,7 +6,7 @@ Nothing in a frame can execute, and a frame of another version is refused, never
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -143,18 +143,28 @@ def _identity(body: bytes, coding: str, max_body: int) -> bytes | None:
     return plain if decompressor.eof and not decompressor.unused_data else None
 
 
-def to_response(frame: Frame, app: Flask) -> Response:
+def to_response(frame: Frame, app: Flask, fresh: Sequence[tuple[str, str]] = ()) -> Response:
     """Make a response of ``app``'s class from a frame that has kept its body.
+
+    Args:
+        frame: what was stored.
+        app: gives the class.
+        fresh: headers that stand in for stored ones of the same name.
 
     Raises:
         CorruptRecord: a header was altered so that it could not be sent.
     """
-    response = app.response_class(frame.body or b"", status=frame.status)
-    length = response.headers.get("Content-Length")
+    replaced = [name.lower() for name, _ in fresh]
+    headers, typed = list(fresh), False
+    for pair in frame.headers:
+        name = pair[0].lower()
+        typed = typed or name == "content-type"
+        if name not in replaced:
+            headers.append(pair)
     try:
-        response.headers = Headers(frame.headers)
+        response = app.response_class(frame.body or b"", frame.status, headers)
     except ValueError as error:  # a line feed: sent, it would begin a header of its own
         raise CorruptRecord(f"stored response cannot be sent: {error}") from error
-    if length is not None:
-        response.headers["Content-Length"] = length
+    if not typed:
+        response.headers.remove("Content-Type")  # the class has made one up
     return response

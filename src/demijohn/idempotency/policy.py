@@ -33,6 +33,7 @@ LOOK_AGAIN_MS: Final = 1000
 """A waiter looks again this often, even if nothing has woken it."""
 LONGEST_RETRY_AFTER_S: Final = 5
 DELIVER_FOR_MS: Final = 15 * 60 * 1000
+_REPLAYED: Final = (("Idempotent-Replayed", "true"), ("Cache-Control", "no-store"))
 _PREFER_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*(\d{1,9})\s*(?:$|[,;])", re.IGNORECASE)
 
 
@@ -258,9 +259,7 @@ class BoundIdempotency:
                 "The operation was carried out, but its response was too large to be kept.",
                 extensions={"original_status": stored.status},
             )
-        response = frame.to_response(stored, claim.call.app)
-        response.headers["Idempotent-Replayed"] = "true"
-        response.headers["Cache-Control"] = "no-store"
+        response = frame.to_response(stored, claim.call.app, _REPLAYED)
         claim.tell(signals.replayed)
         return response
 
