@@ -230,3 +230,24 @@ def test_interrupt_leaves_every_policy_to_its_lease(make_bank: Make) -> None:
         bank.post(key, "/stop")
     assert watching.heard == []
     assert bank.post(key, "/stop").text == "attempt 2"
+
+
+class Answering(Watching):
+    """A policy behind idempotency that answers in the view's place, as a cache does."""
+
+    capability = "caching"
+
+    def flow(self, call: Call) -> Flow:
+        return Response("from the cache")
+        yield PROCEED  # what makes it a generator
+
+
+def test_answer_of_another_policy_is_not_kept(bank: Bank) -> None:
+    answering = Answering()
+    view = guarded(bank.dj.idempotent(lambda: "never"), answering)
+    bank.app.add_url_rule("/cached", "cached", view, methods=["POST"])
+    key = new_key()
+    for _ in range(2):
+        answer = bank.post(key, "/cached")
+        assert answer.text == "from the cache"
+        assert not replayed(answer)

@@ -21,7 +21,9 @@ from demijohn.errors import (
     StoreUnavailable,
     UsageError,
 )
-from demijohn.idempotency import signals
+from demijohn.extension import bind, register
+from demijohn.idempotency import policy, signals
+from demijohn.idempotency.forms import idempotent_input
 from tests.acceptance.conftest import Bank, FailingStore, heard, new_key, together
 
 Make = Callable[..., Bank]
@@ -151,6 +153,17 @@ def test_store_down_after_the_view_delivers_the_result_when_it_is_back(
     assert bank.post(key).headers["Idempotent-Replayed"] == "true"
     assert bank.runs == 1
     assert caplog.text.count("could not store the result") == 1
+
+
+def test_result_that_can_never_be_stored_is_told_as_lost(
+    lone_bank: Make, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "DELIVER_FOR_MS", 0)
+    bank = lone_bank(store=store)
+    store.fails["complete"] = DOWN
+    with heard(signals.lost) as seen:
+        assert bank.post(new_key()).status_code == 201
+        until(lambda: seen)
 
 
 def test_completion_whose_reply_was_lost_is_made_once(lone_bank: Make, store: FailingStore) -> None:
@@ -399,6 +412,17 @@ def test_later_level_wins(tmp_path: Path) -> None:
     assert idem
 
 
+def test_capability_that_is_not_bound_says_so(tmp_path: Path) -> None:
+    app = Flask("other", instance_path=str(tmp_path))
+    app.testing = True
+    register(app, bind(app, stores={"default": "memory://"}), "limits", object())
+    app.add_url_rule("/", view_func=Idempotency().idempotent(lambda: "x"), methods=["POST"])
+    with pytest.raises(ConfigError, match="idempotency is not bound to the application 'other'"):
+        app.test_client().post("/")
+    with app.test_request_context(), pytest.raises(ConfigError, match="call Demijohn"):
+        idempotent_input()
+
+
 def test_binding_twice_is_a_mistake(tmp_path: Path) -> None:
     app = Flask("twice", instance_path=str(tmp_path))
     Demijohn(app, stores="memory://")
@@ -418,7 +442,7 @@ def test_binding_twice_is_a_mistake(tmp_path: Path) -> None:
 # --- secrets ------------------------------------------------------------------------------------
 
 
-def bank_app(folder: Path, secret: str | None, fallbacks: list[str], store: Any) -> Flask:
+def bank_app(folder: Path, secret: str | bytes | None, fallbacks: list[str], store: Any) -> Flask:
     app = Flask("secrets", instance_path=str(folder))
     app.secret_key = secret
     app.config["SECRET_KEY_FALLBACKS"] = fallbacks
@@ -430,7 +454,7 @@ def bank_app(folder: Path, secret: str | None, fallbacks: list[str], store: Any)
 def test_keys_are_found_under_an_earlier_secret(tmp_path: Path, store: FailingStore) -> None:
     headers = {"Idempotency-Key": new_key()}
     old = bank_app(tmp_path, "old", [], store).test_client()
-    new = bank_app(tmp_path, "new", ["old"], store).test_client()
+    new = bank_app(tmp_path, b"new", ["old"], store).test_client()
     stranger = bank_app(tmp_path, "new", [], store).test_client()
     old.post("/", headers=headers)
     assert "Idempotent-Replayed" in new.post("/", headers=headers).headers

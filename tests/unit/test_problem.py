@@ -120,3 +120,17 @@ def test_body_that_is_too_large_is_a_problem(tmp_path: Any) -> None:
     application.post("/", endpoint="x")(lambda: request.get_data(cache=True))
     answer = application.test_client().post("/", data=b"x" * 11)
     assert (answer.status_code, body(answer)["type"]) == (413, "about:blank")
+
+
+def test_what_is_an_answer_already_stays_as_it_is() -> None:
+    from flask import Response
+
+    ready = HTTPException(response=Response("ready"))
+    redirect = HTTPException()
+    redirect.code = 308
+    refusal = refusals.KeyReused("x")
+    assert [problem_for(error) for error in (ready, redirect, refusal)] == [
+        ready,
+        redirect,
+        refusal,
+    ]
