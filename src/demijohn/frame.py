@@ -78,7 +78,7 @@ def decode(data: bytes) -> Frame:
         frame = _decoder.decode(memoryview(data)[1:])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptRecord(f"stored response cannot be read: {error}") from error
-    if not 100 <= frame.status <= 599:
+    if not 100 <= frame.status <= 999:
         raise CorruptRecord(f"stored response has the impossible status {frame.status}")
     return frame
 

@@ -233,3 +233,16 @@ def test_duplicate_that_waited_tells_how_it_ended(lone_bank: Callable[..., Bank]
     assert [name for name, _ in seen] == ["idempotency-waited", "idempotency-replayed"]
     assert seen[0][1]["status"] == "replay"
     assert 0 <= seen[0][1]["waited_ms"] < 10_000
+
+
+def test_receiver_that_fails_does_not_hold_the_key_for_ever(
+    lone_bank: Callable[..., Bank],
+) -> None:
+    bank, key = lone_bank(lease=0.2, wait=5), new_key()
+
+    def fails(sender: Any, **_: Any) -> None:
+        raise RuntimeError("metrics are down")
+
+    with signals.begun.connected_to(fails):
+        assert bank.post(key).status_code == 500
+    assert bank.post(key).json == {"run": 1}  # when the lease has ended

@@ -263,6 +263,29 @@ def test_what_is_kept_may_be_chosen(make_bank: Make, rule: Any, kept: set[int]) 
         assert replayed(bank.post(key, f"/{status}")) == (status in kept)
 
 
+def test_rule_that_fails_does_not_make_the_view_run_again(
+    bank: Bank, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: list[int] = []
+
+    def view() -> Any:
+        runs.append(1)
+        return "paid"
+
+    bank.add("/rule", view, store=lambda response: response.get_json()["no such member"])
+    key = new_key()
+    assert bank.post(key, "/rule").text == "paid"
+    assert replayed(bank.post(key, "/rule"))
+    assert len(runs) == 1
+    assert "store= of /rule failed" in caplog.text
+
+
+def test_status_of_no_known_class_is_replayed(bank: Bank) -> None:
+    bank.add("/odd", lambda: ("x", 999), store="all")
+    key = new_key()
+    assert [bank.post(key, "/odd").status_code for _ in range(2)] == [999, 999]
+
+
 # --- views --------------------------------------------------------------------------------------
 
 

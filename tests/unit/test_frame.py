@@ -16,7 +16,7 @@ from demijohn.frame import Frame, decode, encode, from_response, to_response
 
 frames = st.builds(
     Frame,
-    st.integers(100, 599),
+    st.integers(100, 999),
     st.lists(st.tuples(st.text(), st.text())),
     st.none() | st.binary(),
 )
@@ -45,9 +45,18 @@ def test_other_version_is_refused(data: bytes) -> None:
         decode(data)
 
 
-def test_impossible_status_is_refused() -> None:
+@pytest.mark.parametrize("status", [-1, 0, 99, 1000])
+def test_impossible_status_is_refused(status: int) -> None:
     with pytest.raises(CorruptRecord, match="impossible status"):
-        decode(encode(Frame(99, [], b"")))
+        decode(encode(Frame(status, [], b"")))
+
+
+@given(frames, st.data())
+def test_damaged_frame_is_made_a_response_or_refused(frame: Frame, data: st.DataObject) -> None:
+    altered = bytearray(encode(frame))
+    altered[data.draw(st.integers(1, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
+    with suppress(CorruptRecord):
+        to_response(decode(bytes(altered)), Flask(__name__))
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 303])

@@ -21,7 +21,7 @@ from ..streams import Collect, Collected
 from . import refusals, signals
 from .claim import Claim, row_names
 from .keys import KeyFinder, KeySources, check
-from .settings import Settings
+from .settings import Settings, is_final
 from .waiters import Waiters
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class BoundIdempotency:
         except StoreError as error:
             self._store_failed(claim, error, used=used)
             return None  # open: the view runs unprotected
-        self._started(claim, outcome)
         try:
+            self._started(claim, outcome)
             result: Result = yield PROCEED
             if _is_streamed(result.response) and result.by_view:
                 return (yield from self._stream(claim, result, result.response))
@@ -310,7 +310,12 @@ class BoundIdempotency:
             return True
         if result.response is None:
             return False
-        return self._settings.store(result.response)
+        try:
+            return self._settings.store(result.response)
+        except Exception:
+            # The view has had its effects: a mistake in the rule must not have it run again.
+            log.exception("store= of %s failed; the default rule decides", claim.endpoint)
+            return is_final(result.response)
 
     def _frame(self, response: Response, body: bytes | None) -> frame.Frame:
         settings = self._settings
