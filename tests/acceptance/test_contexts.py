@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from flask import Response, abort, request
+from flask import Response, abort, request, send_file
 
 from demijohn import idempotency
 from demijohn.extension import Binding
@@ -251,3 +252,15 @@ def test_answer_of_another_policy_is_not_kept(bank: Bank) -> None:
         answer = bank.post(key, "/cached")
         assert answer.text == "from the cache"
         assert not replayed(answer)
+
+
+def test_error_page_from_a_file_is_replayed(bank: Bank) -> None:
+    def page(error: Any) -> Any:
+        return send_file(io.BytesIO(b"gone"), "text/plain"), 410
+
+    bank.app.register_error_handler(410, page)
+    bank.add("/gone", lambda: abort(410))
+    key = new_key()
+    answers = [bank.post(key, "/gone") for _ in range(2)]
+    assert [(answer.status_code, answer.data) for answer in answers] == [(410, b"gone")] * 2
+    assert replayed(answers[1])

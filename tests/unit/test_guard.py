@@ -72,6 +72,8 @@ class Policy:
         self.log.append(f"{self.capability}>")
         if self.does == "answer-early":
             return Response("early")
+        if self.does == "end-early":
+            return None
         try:
             yield Step(COUNT, (self.capability,), (int(self.does == "halt"),))
         except StoreUnavailable:
@@ -177,6 +179,26 @@ def test_step_behind_a_halt_that_does_not_answer_is_decided_for_itself(
     policies = [Policy("auth", log, "halt"), Policy("limits", log), Policy("mail", log)]
     assert call(app, *policies).text == "view"
     assert store.trips == [3, 1, 1, 3]
+
+
+def test_policy_that_has_nothing_to_decide_is_left_out(app: Flask, store: Counting) -> None:
+    log: list[str] = []
+    assert call(app, Policy("auth", log, "end-early"), Policy("mail", log)).text == "view"
+    assert log == ["auth>", "mail>", "<mail 200 view"]
+    assert store.trips == [1, 1]
+
+
+def test_caller_is_asked_for_once_however_many_policies_want_to_know(app: Flask) -> None:
+    asked: list[int] = []
+    app.extensions["demijohn"].principal = lambda: asked.append(1) or "alice"
+
+    class Asking(Policy):
+        def flow(self, call: Call) -> Flow | None:
+            assert call.principal.id == "alice"
+            return super().flow(call)
+
+    assert call(app, Asking("auth", []), Asking("limits", []), Asking("mail", [])).text == "view"
+    assert asked == [1]
 
 
 def test_store_that_fails_is_heard_of_by_each(app: Flask, store: Counting) -> None:
