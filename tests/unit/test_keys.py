@@ -37,7 +37,8 @@ parameters = st.lists(
 @given(st.tuples(visible.map(quoted) | alphabet, parameters | alphabet).map("".join))
 def test_quoted_field_is_read_as_the_standard_reads_it(field: str) -> None:
     try:
-        expected = sf_item.Item(field).parse()
+        # White space around a field's value, tabs too, is no part of it (RFC 9110, 5.5).
+        expected = sf_item.Item(field.strip(" \t")).parse()
     except sf_item.Malformed:
         assume(" ;" not in field)  # some clients write a space there, and nothing is lost by it
         assume('"' in field)  # else it is taken for a bare token
