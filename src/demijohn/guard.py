@@ -45,7 +45,6 @@ from .streams import Collect, Collected, collecting
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
 Answer: TypeAlias = "Response | HTTPException"
 
 
@@ -208,10 +207,11 @@ class Guard:
         policies: in any order.
     """
 
-    __slots__ = ("policies", "view", "wrapper")
+    __slots__ = ("name", "policies", "view", "wrapper")
 
     def __init__(self, view: Callable[..., Any], policies: Sequence[Policy]) -> None:
         self.view = view
+        self.name = getattr(view, "__qualname__", view)  # a partial has none
         self.policies = tuple(sorted(policies, key=lambda p: ORDER.index(p.capability)))
         self.wrapper: Callable[..., Any] = self._wrap()
         self.wrapper.__demijohn_guard__ = self  # type: ignore[attr-defined]
@@ -258,7 +258,7 @@ class Guard:
         binding: Binding | None = app.extensions.get("demijohn")
         if binding is None:
             raise UsageError(
-                f"view {_name(self.view)!r} is decorated by Demijohn, but this application "
+                f"view {getattr(self.view, '__qualname__', self.view)!r} is decorated by Demijohn, but this application "
                 "is not bound: call Demijohn(app) or init_app(app)"
             )
         policies = binding.guards.get(self)
@@ -325,11 +325,6 @@ def finish_unrendered(app: Flask, **_: object) -> None:
         passage.leave(Result(None, error))
 
 
-def _name(view: object) -> str:
-    """Return what a message calls ``view``, which may be any callable, such as a partial."""
-    return str(getattr(view, "__qualname__", view))
-
-
 def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
     """Add ``policy`` to ``view``, whose guard it shares if ``view`` is one.
 
@@ -344,7 +339,7 @@ def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
         return cast("Callable[P, R]", Guard(view, [policy]).wrapper)
     if not policy.repeatable and any(p.capability == policy.capability for p in guard.policies):
         raise UsageError(
-            f"view {_name(guard.view)!r} is decorated for {policy.capability} twice; "
+            f"view {getattr(guard.view, '__qualname__', guard.view)!r} is decorated for {policy.capability} twice; "
             "write all its options in one decorator"
         )
     return cast("Callable[P, R]", Guard(guard.view, [*guard.policies, policy]).wrapper)
