@@ -258,7 +258,7 @@ class Guard:
         binding: Binding | None = app.extensions.get("demijohn")
         if binding is None:
             raise UsageError(
-                f"view {getattr(self.view, '__qualname__', self.view)!r} is decorated by Demijohn, but this application "
+                f"view {self.name!r} is decorated by Demijohn, but this application "
                 "is not bound: call Demijohn(app) or init_app(app)"
             )
         policies = binding.guards.get(self)
@@ -339,7 +339,7 @@ def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
         return cast("Callable[P, R]", Guard(view, [policy]).wrapper)
     if not policy.repeatable and any(p.capability == policy.capability for p in guard.policies):
         raise UsageError(
-            f"view {getattr(guard.view, '__qualname__', guard.view)!r} is decorated for {policy.capability} twice; "
+            f"view {guard.name!r} is decorated for {policy.capability} twice; "
             "write all its options in one decorator"
         )
     return cast("Callable[P, R]", Guard(guard.view, [*guard.policies, policy]).wrapper)
