@@ -42,5 +42,9 @@ class StoreTimeout(StoreUnavailable):
     """The store did not answer within its deadline: the outcome is unknown."""
 
 
+class StoreBusy(StoreUnavailable):
+    """This process has no connection to spare; the store itself is not at fault."""
+
+
 class CorruptRecord(StoreError):
     """A stored record is truncated, altered, or from a version that this one cannot read."""

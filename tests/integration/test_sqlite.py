@@ -549,7 +549,7 @@ def test_threads_that_write_first_at_once_start_one_purger(store: SqliteStore) -
 @pytest.mark.campaign
 def test_file_stays_flat_over_a_million_expired_keys(path: Path) -> None:
     clock = ManualClock()
-    store = SqliteStore(path, synchronous="normal", clock=clock)
+    store = SqliteStore(path, synchronous="normal", clock=clock, purge_every_s=3600)
     sizes = []
     for _ in range(100):
         steps = [begin(f"key{clock.now_ms}.{number}") for number in range(10_000)]

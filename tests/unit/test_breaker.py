@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from demijohn.core.step import Outcome, Row, Step
-from demijohn.errors import CorruptRecord, StoreTimeout, StoreUnavailable, UsageError
+from demijohn.errors import CorruptRecord, StoreBusy, StoreTimeout, StoreUnavailable, UsageError
 from demijohn.stores.breaker import BreakerOptions, Circuit, CircuitBreaker, Guarded
 from demijohn.stores.protocol import Health, Store
 from demijohn.testing.contract import forked
@@ -244,6 +244,14 @@ class TestGuarded:
     ) -> None:
         fake.breaks(CorruptRecord("spoiled"))
         refused(guarded, CorruptRecord, times=10)
+        assert guarded.breaker.untroubled
+        assert guarded.breaker.failures == 0
+
+    def test_want_of_a_connection_says_nothing_of_the_store(
+        self, guarded: Guarded, fake: Fake
+    ) -> None:
+        fake.breaks(StoreBusy("all connections are in use"))
+        refused(guarded, StoreBusy, times=10)
         assert guarded.breaker.untroubled
         assert guarded.breaker.failures == 0
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from demijohn.core.step import Outcome, Row, Step
-from demijohn.errors import StoreError, StoreUnavailable
+from demijohn.errors import StoreBusy, StoreError, StoreUnavailable
 from demijohn.stores.forks import renew_in_children
 from demijohn.stores.protocol import Health, Store
 
@@ -189,6 +189,10 @@ class Guarded:
         period = self._admit()
         try:
             outcomes = self.store.run(steps)
+        except StoreBusy:
+            # It says nothing of the store, which others are using well.
+            self._report(self.breaker.abandoned, period)
+            raise
         except StoreUnavailable as error:
             self._report(self.breaker.failed, period, error)
             raise

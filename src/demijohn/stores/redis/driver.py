@@ -34,7 +34,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from demijohn.errors import CorruptRecord, StoreError, StoreTimeout, StoreUnavailable
+from demijohn.errors import CorruptRecord, StoreBusy, StoreError, StoreTimeout, StoreUnavailable
 from demijohn.stores.redis.address import Address, Layout
 from demijohn.stores.redis.scripts import Script
 
@@ -223,7 +223,7 @@ class Node:
             pass
         with self._lock:
             if len(self._all) >= self._options.max_connections:
-                raise StoreUnavailable(
+                raise StoreBusy(
                     f"all {len(self._all)} connections to {self.name} are in use:"
                     " raise max_connections"
                 )
