@@ -20,23 +20,11 @@ from typing import Final, Self
 
 from plan import Plan, Tally
 
+HERE: Final = Path(__file__).parent
 HOST: Final = "127.0.0.1"
 WORKERS: Final = 4
 THREADS: Final = 16
 LEASE_S: Final = 2
-
-# A worker has a file of its number from when it is about to accept until its death was noticed.
-HOOKS: Final = """
-import pathlib
-WORKERS = pathlib.Path({workers!r})
-control_socket_disable = True  # gunicorn 25 would leave its socket in the user's home
-
-def post_worker_init(worker):
-    (WORKERS / str(worker.pid)).touch()
-
-def child_exit(server, worker):
-    (WORKERS / str(worker.pid)).unlink(missing_ok=True)
-"""
 
 
 class CannotRun(Exception):
@@ -103,12 +91,12 @@ class Server:
         with suppress(ProcessLookupError):  # nobody is left, as it should be
             os.killpg(self.group, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None
 
     def _start(self) -> None:
         self._workers.mkdir()
-        hooks = self._folder / "gunicorn.conf.py"
-        hooks.write_text(HOOKS.format(workers=str(self._workers)))
         # Handed over open: nobody else can get the port in between.
         with (
             socket.create_server((HOST, 0), backlog=1024) as listener,
@@ -116,8 +104,8 @@ class Server:
         ):
             self.port = listener.getsockname()[1]
             self._process = subprocess.Popen(
-                self._command(hooks, listener.fileno()),
-                stdin=subprocess.DEVNULL,
+                self._command(listener.fileno()),
+                stdin=subprocess.PIPE,  # nothing comes; it breaks with this process, see hooks.py
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
@@ -125,10 +113,10 @@ class Server:
                 start_new_session=True,  # Ctrl-C reaches this process only, which ends the group
             )
 
-    def _command(self, hooks: Path, listener: int) -> list[str]:
+    def _command(self, listener: int) -> list[str]:
         return [
-            *(sys.executable, "-m", "gunicorn", "--config", str(hooks)),
-            *("--chdir", str(Path(__file__).parent), "--bind", f"fd://{listener}"),
+            *(sys.executable, "-m", "gunicorn", "--config", str(HERE / "hooks.py")),
+            *("--chdir", str(HERE), "--bind", f"fd://{listener}"),
             *("--workers", str(WORKERS), "--worker-class", "gthread", "--threads", str(THREADS)),
             *("--graceful-timeout", "2", "--worker-tmp-dir", str(self._folder)),
             "app:create_app()",

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -69,15 +69,23 @@ class Demo:
         wait_until(lambda: is_gone(int(found[2])), "its processes are gone")
         with pytest.raises(ConnectionRefusedError), socket.socket() as probe:
             probe.connect((HOST, int(found[1])))
-        assert list(self.folder.iterdir()) == []
+        wait_until(lambda: not list(self.folder.iterdir()), "its folder is gone")
 
 
 def is_gone(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
+    """Tell whether all that is left of ``group`` are zombies, which only PID 1 could remove."""
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        return False
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ends meanwhile
+            state, _, its_group, *_ = status.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state != "Z":
+                return False
+    return True
 
 
 @pytest.fixture
@@ -142,6 +150,15 @@ def test_interrupted_it_leaves_nothing_running(start: Callable[..., Demo], numbe
     assert demo.run() == 130
     assert "everything was stopped" in demo.errors
     assert "Traceback" not in demo.errors
+    demo.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_nothing_running(start: Callable[..., Demo]) -> None:
+    demo = start("--payments", "1000")
+    demo.read_until("settled")
+    demo.process.kill()
+    assert demo.run() == -signal.SIGKILL
     demo.assert_nothing_is_left()
 
 
