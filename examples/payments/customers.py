@@ -18,6 +18,10 @@ PATIENCE_S: Final = 60
 """How long a customer tries before giving a request up."""
 
 
+class GivenUp(Exception):
+    """The demo is over, so a customer does not try again."""
+
+
 class Customers:
     """Send every request several times, and break some of them off."""
 
@@ -33,7 +37,6 @@ class Customers:
         policy = RetryPolicy(
             deadline=PATIENCE_S, max_attempts=1000, cap=1.0, on_retry=self._not_yet
         )
-        # The retries pause until it is over at the latest: then they find no server, and end.
         self._http = httpx.Client(
             base_url=f"http://{host}:{port}",
             transport=RetryTransport(policy, sleep=self._pause),
@@ -64,7 +67,8 @@ class Customers:
         self._send(self._settled[len(self._settled) // 2], 0)
 
     def _pause(self, seconds: float) -> None:
-        self._over.wait(seconds)
+        if self._over.wait(seconds):
+            raise GivenUp
 
     def _send(self, intent: Intent, after_s: float) -> None:
         """Send a request until there is a final answer."""

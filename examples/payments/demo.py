@@ -85,9 +85,7 @@ def torment(plan: Plan, server: Server, tally: Tally, interrupts: Interrupts) ->
         watch(settling, screen, interrupts)
     except BaseException:
         over.set()
-        server.stop(
-            at_once=True
-        )  # what is under way loses its connection, and with it its thread ends
+        server.stop(at_once=True)  # what is under way loses its connection, and so its thread ends
         raise
     finally:
         screen.clear()

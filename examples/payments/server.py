@@ -82,12 +82,10 @@ class Server:
         """
         if self._process is None:
             return
-        self._process.terminate()
-        for pid in self.pids() if at_once else ():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
+        if not at_once:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
         with suppress(ProcessLookupError):  # nobody is left, as it should be
             os.killpg(self.group, signal.SIGKILL)
         self._process.wait()

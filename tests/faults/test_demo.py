@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -147,7 +148,9 @@ def test_interrupted_it_leaves_nothing_running(start: Callable[..., Demo], numbe
     demo = start("--payments", "1000")
     demo.read_until("settled")
     demo.process.send_signal(number)
+    asked_at = time.monotonic()
     assert demo.run() == 130
+    assert time.monotonic() - asked_at < 3
     assert "everything was stopped" in demo.errors
     assert "Traceback" not in demo.errors
     demo.assert_nothing_is_left()
