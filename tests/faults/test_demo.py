@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -68,9 +69,13 @@ class Demo:
         found = re.search(r"port (\d+), process group (\d+)", self.output)
         assert found, self.output
         wait_until(lambda: is_gone(int(found[2])), "its processes are gone")
-        with pytest.raises(ConnectionRefusedError), socket.socket() as probe:
-            probe.connect((HOST, int(found[1])))
+        wait_until(lambda: is_refused(int(found[1])), "its port is free")
         wait_until(lambda: not list(self.folder.iterdir()), "its folder is gone")
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == errno.ECONNREFUSED
 
 
 def is_gone(group: int) -> bool:
