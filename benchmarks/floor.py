@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
-import sys
 import uuid
 from pathlib import Path
 from typing import Final
 
 import redis
 
-from .requests import BODY, Case
+from .requests import BODY, Case, UnexpectedAnswer
 
 CLAIM: Final = """
 local t = redis.call('TIME')
@@ -27,41 +27,55 @@ redis.call('HSET', KEYS[1], 's', '2', 'r', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], 86400000)
 return 1
 """
+FINGERPRINT: Final = b"f" * 32
+TOKEN: Final = b"t" * 16
 
 
 def get(client: redis.Redis) -> Case:
     """One GET of 1 kB: the unit for comparing with other machines."""
     client.set("benchmark", BODY)
-    return lambda _: _use(client.get("benchmark"))
 
-
-def _use(value: object) -> None:
-    if value is None:
-        raise RuntimeError("the server has lost what was set")
-
-
-def two_scripts(client: redis.Redis) -> Case:
-    """A bare prototype of the protocol: claim and complete, two EVALSHA by redis-py."""
-    claim, complete = client.script_load(CLAIM), client.script_load(COMPLETE)
-    run, counter = uuid.uuid4().hex, iter(range(sys.maxsize))
-
-    def act(_: int) -> None:
-        key = f"{{{run}}}:{next(counter)}"
-        client.evalsha(claim, 1, key, b"f" * 32, b"t" * 16)
-        client.evalsha(complete, 1, key, b"t" * 16, BODY)
+    def act() -> None:
+        if client.get("benchmark") is None:
+            raise UnexpectedAnswer("the server has lost what was set")
 
     return act
 
 
-def rows(path: Path, synchronous: str) -> Case:
+def two_scripts(client: redis.Redis) -> Case:
+    """A bare prototype of a first request: claim and complete, two EVALSHA by redis-py."""
+    claim, complete = client.script_load(CLAIM), client.script_load(COMPLETE)
+    run, counter = uuid.uuid4().hex, itertools.count()
+
+    def act() -> None:
+        key = f"{{{run}}}:{next(counter)}"
+        client.evalsha(claim, 1, key, FINGERPRINT, TOKEN)
+        client.evalsha(complete, 1, key, TOKEN, BODY)
+
+    return act
+
+
+def replay_script(client: redis.Redis) -> Case:
+    """A bare prototype of a replay: the claim alone, which finds 1 kB."""
+    claim, key = client.script_load(CLAIM), f"{{{uuid.uuid4().hex}}}"
+    client.evalsha(claim, 1, key, FINGERPRINT, TOKEN)
+    client.evalsha(client.script_load(COMPLETE), 1, key, TOKEN, BODY)
+
+    def act() -> None:
+        client.evalsha(claim, 1, key, FINGERPRINT, TOKEN)
+
+    return act
+
+
+def two_commits(path: Path, synchronous: str) -> Case:
     """Two transactions on SQLite: insert a row, then write 1 kB into it."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = wal")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, key TEXT UNIQUE, data BLOB)")
-    run, counter = uuid.uuid4().hex, iter(range(sys.maxsize))
+    run, counter = uuid.uuid4().hex, itertools.count()
 
-    def act(_: int) -> None:
+    def act() -> None:
         key = f"{run}{next(counter)}"
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT INTO rows (key, data) VALUES (?, ?)", (key, b"claim"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
 import uuid
@@ -13,8 +14,11 @@ import redis
 from flask import Flask, Response, request
 
 from demijohn import Demijohn
+from demijohn.idempotency import Options
+from demijohn.stores import Store
 
-Case: TypeAlias = Callable[[int], None]
+Case: TypeAlias = Callable[[], None]
+"""One call of what is measured."""
 
 # About 1 kB each way, of the kind that payment APIs speak.
 DOCUMENT: Final = {
@@ -34,6 +38,9 @@ DOCUMENT: Final = {
 BODY: Final = json.dumps(DOCUMENT).encode()
 
 
+View: TypeAlias = Callable[[], tuple[dict[str, Any], int]]
+
+
 def pay() -> tuple[dict[str, Any], int]:
     """Read the request's JSON, answer with as much."""
     document = request.get_json()
@@ -48,12 +55,12 @@ def bare_app() -> Flask:
     return app
 
 
-def guarded_app(store: str, **options: Any) -> Flask:
+def guarded_app(store: str | Store, view: View = pay, options: Options | None = None) -> Flask:
     """The same view under Demijohn."""
     app = Flask("guarded")
     app.secret_key = "a benchmark's"
-    dj = Demijohn(app, stores=store, idempotency=options)  # type: ignore[arg-type]
-    app.post("/pay")(dj.idempotent(pay))
+    dj = Demijohn(app, stores={"default": store}, idempotency=options)
+    app.post("/pay")(dj.idempotent(view))
     return app
 
 
@@ -63,9 +70,10 @@ def raw_app(act: Case) -> Flask:
     A loop of nothing but trips finds the processor's caches warm each time; a request does not.
     """
     app = Flask("raw")
+    app.secret_key = "a benchmark's"
 
     def raw_pay() -> Response:
-        act(0)
+        act()
         return app.make_response(pay())
 
     app.post("/pay")(raw_pay)
@@ -76,9 +84,11 @@ def peer_app(client: redis.Redis) -> Flask:
     """Flask-Idempotent's protocol, which does not import on this Flask, in plain redis-py calls.
 
     A first request: SET NX, SET, PUBLISH. A replay: SET NX, then SUBSCRIBE on a connection of its
-    own, then GET. What it pickles is stored as bytes here, which is cheaper for it.
+    own, then GET. What it pickles is stored as bytes here, which is cheaper for it; so is
+    ``client``, if it greets the server with nothing when it connects.
     """
     app = Flask("peer")
+    app.secret_key = "a benchmark's"
 
     def idempotent_pay() -> Response:
         key = f"IDEMPOTENT_{request.headers['Idempotency-Key']}"
@@ -98,7 +108,28 @@ def peer_app(client: redis.Redis) -> Flask:
 
 
 def ask(app: Flask, key: str | None) -> None:
-    """Make one request as a server would, and read the answer to its end."""
+    """Make one request as a server would, and read the answer to its end.
+
+    Raises:
+        UnexpectedAnswer: the view did not answer, nor anything in its place that it has answered.
+    """
+    statuses: list[str] = []
+
+    def start_response(status: str, *_: object) -> Any:
+        statuses.append(status)
+
+    body = app.wsgi_app(_environ(key), start_response)
+    b"".join(body)
+    body.close()  # type: ignore[attr-defined]
+    if not statuses[0].startswith("201"):
+        raise UnexpectedAnswer(f"the benchmark's request was answered {statuses[0]}")
+
+
+class UnexpectedAnswer(RuntimeError):
+    """What was measured is not what was meant."""
+
+
+def _environ(key: str | None) -> dict[str, Any]:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": "POST",
         "PATH_INFO": "/pay",
@@ -117,32 +148,22 @@ def ask(app: Flask, key: str | None) -> None:
     }
     if key is not None:
         environ["HTTP_IDEMPOTENCY_KEY"] = key
-    statuses: list[str] = []
-
-    def start_response(status: str, *_: object) -> Any:
-        statuses.append(status)
-
-    body = app.wsgi_app(environ, start_response)
-    b"".join(body)
-    body.close()  # type: ignore[attr-defined]
-    if not statuses[0].startswith("201"):
-        raise RuntimeError(f"the benchmark's request was answered {statuses[0]}")
+    return environ
 
 
 def without_key(app: Flask) -> Case:
     """A request without a key."""
-    return lambda number: ask(app, None)
+    return lambda: ask(app, None)
 
 
 def first(app: Flask) -> Case:
     """A request with a key that was never seen."""
-    run = uuid.uuid4().hex
-    counter = iter(range(sys.maxsize))
-    return lambda number: ask(app, f"{run}-{next(counter)}")
+    run, counter = uuid.uuid4().hex, itertools.count()
+    return lambda: ask(app, f"{run}-{next(counter)}")
 
 
 def replay(app: Flask) -> Case:
     """A request with a key whose response is stored."""
     key = str(uuid.uuid4())
     ask(app, key)
-    return lambda number: ask(app, key)
+    return lambda: ask(app, key)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from .requests import Case
 
 WARM_UP: Final = 20
+"""Calls of each case before anything is measured."""
+SETTLE: Final = 3
+"""Calls at the start of each round that do not count: the case before has left its traces."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Times:
-    """What was measured of one case, in microseconds."""
+    """What was measured of one case, in microseconds: one entry a round."""
 
     medians: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -26,32 +31,38 @@ class Times:
         return statistics.median(self.medians)
 
     @property
-    def cpu_mean(self) -> float:
-        """Processor time of this process for one call."""
+    def cpu_median(self) -> float:
+        """The median of the rounds' processor time of this process, for one call."""
         return statistics.median(self.cpu)
+
+
+def rotations(names: Sequence[T], rounds: int) -> Iterator[T]:
+    """Yield all ``names`` once a round, each round beginning with the next one."""
+    for turn in range(rounds):
+        shift = turn % len(names)
+        yield from (*names[shift:], *names[:shift])
 
 
 def measure(cases: Mapping[str, Case], *, rounds: int, calls: int) -> dict[str, Times]:
     """Run every case ``calls`` times in each of ``rounds`` rounds."""
     times = {name: Times() for name in cases}
-    names = list(cases)
     for case in cases.values():
-        for number in range(WARM_UP):
-            case(number)
-    for turn in range(rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            _measure_round(cases[name], times[name], calls)
+        for _ in range(WARM_UP):
+            case()
+    for name in rotations(list(cases), rounds):
+        _measure_round(cases[name], times[name], calls)
     return times
 
 
 def _measure_round(case: Case, times: Times, calls: int) -> None:
     clock = time.perf_counter
     taken = []
+    for _ in range(SETTLE):
+        case()
     cpu = time.process_time()
-    for number in range(calls):
+    for _ in range(calls):
         started = clock()
-        case(number)
+        case()
         taken.append(clock() - started)
     times.cpu.append((time.process_time() - cpu) / calls * 1e6)
     times.medians.append(statistics.median(taken) * 1e6)

@@ -1,29 +1,160 @@
-"""The benchmark runs, and says what it has measured."""
+"""The benchmark runs, says what it has measured, and judges as the issue demands."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("redis")
 
-from benchmarks.__main__ import main
+from benchmarks import cases
+from benchmarks.__main__ import RESULTS, verdict
+from benchmarks.report import Run, document, table
+from benchmarks.timing import Times, rotations
+from benchmarks.wakeup import Ends, Percentiles, Wakes
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_smoke_run_prints_a_table_and_writes_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def benchmark(*arguments: str) -> str:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    done = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_smoke_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
-    assert main(["--quick", "--only-memory", "--output", str(output)]) == 0
-    printed = capsys.readouterr().out
+    printed = benchmark("--quick", "--only", "memory", "--output", str(output))
     results = json.loads(output.read_text())
-    for name in ("bare Flask", "first, memory", "replay, SQLite full"):
+    for name in ("bare Flask", "keyless, memory", "first, memory", "replay, memory"):
         assert name in printed
         assert results["microseconds"][name]["median"] > 0
-    assert results["waking"]["memory, 100 waiters"]["p99_ms"] > 0
+    assert results["waking_ms"]["memory, 100 waiters"]["answered"]["p99"] > 0
     assert {bar["name"] for bar in results["bars"]} == {
-        "keyless over bare / bare",
+        "keyless over bare / bare, worst store",
         "first on memory / bare",
+        "waiters that were not answered",
     }
+
+
+def test_quick_run_leaves_the_kept_results_alone() -> None:
+    before = RESULTS.read_bytes() if RESULTS.exists() else None
+    benchmark("--quick", "--only", "memory")
+    assert (RESULTS.read_bytes() if RESULTS.exists() else None) == before
+
+
+# --- bars ---------------------------------------------------------------------------------------
+
+# In microseconds, with every bar just held.
+HELD = {
+    cases.BARE: 100.0,
+    cases.BARE_AGAIN: 100.0,
+    "keyless, memory": 109.0,
+    "first, memory": 159.0,
+    "keyless, Redis": 109.0,
+    cases.GET: 50.0,
+    cases.TWO_SCRIPTS: 100.0,
+    cases.GET_IN_VIEW: 160.0,
+    cases.TWO_SCRIPTS_IN_VIEW: 220.0,
+    "first, Redis": 255.0,
+    "replay, Redis": 183.0,
+    f"first, {cases.PEER}": 320.0,
+    f"replay, {cases.PEER}": 350.0,
+}
+
+
+def run_of(wakes: dict[str, Wakes] | None = None, **changed: float) -> Run:
+    medians = HELD | {name.replace("__", ", "): value for name, value in changed.items()}
+    times = {name: Times([median], [median]) for name, median in medians.items()}
+    return Run(times, WAKES if wakes is None else wakes, {})
+
+
+def wakes_of(answered_ms: float, failed: int = 0) -> Wakes:
+    return Wakes([answered_ms], [answered_ms], failed)
+
+
+WAKES = {
+    "raw pub/sub, 1 waiter": wakes_of(1.0),
+    "Redis, 1 waiter": wakes_of(1.4),
+    "Redis, 100 waiters": wakes_of(19.0),
+}
+
+
+def broken(run: Run) -> list[str]:
+    return [bar.name for bar in run.bars if not bar.holds]
+
+
+def test_run_that_keeps_every_bar_passes_the_check() -> None:
+    run = run_of()
+    assert len(run.bars) == 7
+    assert broken(run) == []
+    assert verdict(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"keyless__Redis": 111.0}, "keyless over bare / bare, worst store"),
+        ({"first__memory": 161.0}, "first on memory / bare"),
+        ({"first__Redis": 257.0}, "first on Redis / raw: two EVALSHA in a view, over bare"),
+        ({"replay__Redis": 185.0}, "replay on Redis / raw: one GET in a view, over bare"),
+    ],
+)
+def test_case_that_costs_too_much_breaks_its_bar(changed: dict[str, float], name: str) -> None:
+    run = run_of(**changed)
+    assert broken(run) == [name]
+    assert verdict(run) == 1
+    assert "BROKEN" in table(run)
+
+
+def test_what_helps_to_judge_is_printed_beside_the_bars() -> None:
+    printed = table(run_of())
+    assert "first on Redis over bare / raw: two EVALSHA" in printed
+    assert "first on Redis / flask-idempotent's, over bare" in printed
+    assert "answered on Redis p50 / raw pub/sub" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "wake"),
+    [
+        ("Redis, 1 waiter", wakes_of(1.6)),
+        ("Redis, 100 waiters", wakes_of(21.0)),
+        ("Redis, 100 waiters", wakes_of(1.0, failed=1)),
+    ],
+)
+def test_waiter_that_is_late_or_not_answered_breaks_a_bar(name: str, wake: Wakes) -> None:
+    assert len(broken(run_of(WAKES | {name: wake}))) == 1
+
+
+def test_unsteady_run_is_no_basis_for_a_verdict() -> None:
+    run = run_of(**{cases.BARE_AGAIN: 111.0, "first__memory": 500.0})
+    assert broken(run)
+    assert verdict(run) == 0
+    assert "too busy" in table(run)
+
+
+def test_document_can_be_written_when_nobody_was_answered() -> None:
+    nobody = Wakes(failed=3)
+    written = json.dumps(document(run_of(WAKES | {"memory, 1 waiter": nobody})), allow_nan=False)
+    assert json.loads(written)["waking_ms"]["memory, 1 waiter"]["answered"]["p50"] is None
+
+
+def test_who_is_not_answered_counts_as_failed() -> None:
+    wakes = Wakes()
+    wakes.add(1_000_000, [Ends(2_000_000, 3_000_000)], 2)
+    assert wakes == Wakes([1.0], [2.0], 1)
+
+
+def test_percentiles_are_those_of_the_nearest_rank() -> None:
+    assert Percentiles.of([float(n) for n in range(1, 101)]) == (50.5, 99.0)
+
+
+def test_every_case_comes_first_in_turn() -> None:
+    assert "".join(rotations("abc", 4)) == "abcbcacababc"
