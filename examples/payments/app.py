@@ -37,8 +37,7 @@ CREATE TABLE IF NOT EXISTS payments (
     amount INTEGER NOT NULL,
     currency TEXT NOT NULL,
     recipient TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS events (name TEXT NOT NULL);
+)
 """
 
 
@@ -63,7 +62,7 @@ class Ledger:
     def create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self.open()) as database:
-            database.executescript(SCHEMA)
+            database.execute(SCHEMA)
 
     def record(self, reference: str, charge: str, order: Order) -> Payment:
         """Enter the payment unless one is there under its reference; return what is there."""
@@ -83,10 +82,6 @@ class Ledger:
     def newest(self, count: int) -> list[Payment]:
         return self._read("ORDER BY id DESC LIMIT ?", count)
 
-    def note(self, event: str) -> None:
-        with closing(self.open()) as database:
-            database.execute("INSERT INTO events VALUES (?)", (event,))
-
     def _read(self, where: str, value: object) -> list[Payment]:
         with closing(self.open()) as database:
             database.row_factory = sqlite3.Row
@@ -101,7 +96,7 @@ def create_app() -> Flask:
     app.config.from_prefixed_env()
     ledger = Ledger(Path(os.environ.get("PAYMENTS_LEDGER") or f"{app.instance_path}/ledger.db"))
     ledger.create()
-    idempotent = guard(app, ledger)
+    idempotent = guard(app)
 
     @app.post("/payments")
     @idempotent
@@ -116,7 +111,7 @@ def create_app() -> Flask:
         order = read_order()
         reference = idempotency.current.derive("payment")
         if idempotency.current.is_retry and (earlier := ledger.find(reference)):
-            ledger.note("found")
+            app.logger.warning("payment %s had been made by a run that died", earlier["id"])
             return earlier, 201
         # The provider hears a key as well, so that a second run is no second charge there.
         charge = charge_card(order, key=idempotency.current.derive("charge"))
@@ -132,17 +127,12 @@ def create_app() -> Flask:
     return app
 
 
-def guard(app: Flask, ledger: Ledger) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def guard(app: Flask) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return the decorator that makes a view safe to retry, or with ``GUARD=off`` none."""
     if os.environ.get("GUARD") == "off":
         return lambda view: view
-
-    def count(_app: Flask, **_details: object) -> None:
-        ledger.note("taken over")
-
     # Without a URL the default: a file in the instance folder, which all workers share.
     dj = Demijohn(app, stores=os.environ.get("DEMIJOHN_DEMO_STORE") or None, problems=True)
-    idempotency.taken_over.connect(count, app, weak=False)
     return dj.idempotent(required=True)
 
 

@@ -22,6 +22,13 @@ class GivenUp(Exception):
     """The demo is over, so a customer does not try again."""
 
 
+class _Call(threading.local):
+    """What this thread's request has met with so far."""
+
+    def __init__(self) -> None:
+        self.troubles: set[str] = set()
+
+
 class Customers:
     """Send every request several times, and break some of them off."""
 
@@ -34,6 +41,7 @@ class Customers:
         self._over = over
         self._senders = ThreadPoolExecutor(AT_ONCE * (plan.duplicates + 3))
         self._settled: list[Intent] = []
+        self._call = _Call()
         policy = RetryPolicy(
             deadline=PATIENCE_S, max_attempts=1000, cap=1.0, on_retry=self._not_yet
         )
@@ -73,6 +81,7 @@ class Customers:
     def _send(self, intent: Intent, after_s: float) -> None:
         """Send a request until there is a final answer."""
         self._pause(after_s)
+        self._call.troubles.clear()
         try:
             answer = self._http.post("/payments", content=intent.body, headers=intent.headers)
         except httpx.TransportError:
@@ -83,14 +92,19 @@ class Customers:
             self._tally.add("conflict" if answer.status_code == 409 else "refused", "unanswered")
             return
         self._tally.answered(intent, answer.content)
-        self._tally.add("replayed" if "Idempotent-Replayed" in answer.headers else "first")
+        if "Idempotent-Replayed" in answer.headers:
+            self._tally.add("replayed", *(f"replayed after {it}" for it in self._call.troubles))
+        else:
+            self._tally.add("first")
 
     def _not_yet(self, retry: Retry) -> None:
         """Count an attempt that the client will repeat."""
         if isinstance(retry.reason, Exception):
-            self._tally.add("sent", "lost")
+            trouble = "lost"
         else:
-            self._tally.add("sent", "conflict" if retry.reason.status == 409 else "refused")
+            trouble = "conflict" if retry.reason.status == 409 else "refused"
+        self._tally.add("sent", trouble)
+        self._call.troubles.add(trouble)
 
     def _cut(self, intent: Intent, where: Literal["halfway", "unread"]) -> None:
         """Send a request and break the connection off: in mid-request, or before the answer."""

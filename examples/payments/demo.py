@@ -37,8 +37,8 @@ def play(plan: Plan, interrupts: Interrupts) -> int:
         torment(plan, server, tally, interrupts)
         server.stop()
         verdict = Verdict.of(plan.intents(), server.ledger)
-        log = server.log()
-    print("\n".join(report(plan, tally, verdict)))
+        notes, log = server.notes(), server.log()
+    print("\n".join(report(plan, tally, verdict, notes)))
     right, words = conclude(plan, tally, verdict)
     if not right:
         print("\n".join(log.splitlines()[-40:]), file=sys.stderr)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ HOST: Final = "127.0.0.1"
 WORKERS: Final = 4
 THREADS: Final = 16
 LEASE_S: Final = 2
+FOUND: Final = "had been made by a run that died"
+"""What the app logs when a run that has taken over finds the payment made."""
 
 
 class CannotRun(Exception):
@@ -73,6 +76,12 @@ class Server:
     def log(self) -> str:
         """Return all that gunicorn and the app have written."""
         return (self._folder / "log").read_text(errors="replace")
+
+    def notes(self) -> Counter[str]:
+        """Count what the workers have noted."""
+        notes = Counter((self._folder / "notes").read_text().splitlines())
+        notes["found"] = self.log().count(FOUND)
+        return notes
 
     def stop(self, *, at_once: bool = False) -> None:
         """End every process of the group; then the ledger does not change any more.

@@ -6,7 +6,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,7 +21,6 @@ class Verdict:
 
     meant: dict[str, int]
     made: dict[str, list[int]]
-    events: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, intents: Sequence[Intent], ledger: Path) -> Self:
@@ -30,9 +29,8 @@ class Verdict:
         with closing(sqlite3.connect(ledger)) as database:
             for recipient, cents in database.execute("SELECT recipient, amount FROM payments"):
                 made.setdefault(recipient, []).append(cents)
-            events = Counter(name for (name,) in database.execute("SELECT name FROM events"))
         meant = {intent.recipient: intent.cents for intent in intents}
-        return cls(meant=meant, made=made, events=events)
+        return cls(meant=meant, made=made)
 
     @property
     def extra(self) -> int:
@@ -63,21 +61,32 @@ def _euros(cents: int) -> str:
     return f"{cents / 100:,.2f}"
 
 
-def report(plan: Plan, tally: Tally, verdict: Verdict) -> Iterator[str]:
-    """Say what happened, in a table."""
+def report(plan: Plan, tally: Tally, verdict: Verdict, notes: Counter[str]) -> Iterator[str]:
+    """Say what happened, in a table.
+
+    Args:
+        plan: what was meant.
+        tally: what the customers have seen.
+        verdict: on the ledger.
+        notes: what the workers have seen.
+    """
     yield "-" * WIDTH
     yield _row("payments", plan.payments, f"each sent {plan.duplicates + 2} times or more")
     yield _row("requests sent", tally["sent"])
-    yield _row("  answered first-hand", tally["first"], "by the run that made the payment")
-    yield _row("  replayed", tally["replayed"], "got the first one's stored answer")
-    yield _row("  told 409, tried again", tally["conflict"], "the first was still running")
+    yield _row("  answered first-hand", tally["first"], "by a run of the view")
+    if plan.guarded:
+        yield _row("  replayed", tally["replayed"], "got that run's stored answer")
+        yield _row("    after a 409", tally["replayed after conflict"])
+        yield _row("    after a broken connection", tally["replayed after lost"])
+        yield _row("  told 409, tried again", tally["conflict"], "the first was still running")
     yield _row("  told 503 or other", tally["refused"])
     yield _row("  connection cut by the client", tally["cut"], "half sent, or answer not read")
     yield _row("  connection broken by a kill", tally["lost"], "tried again")
     yield _row("  never answered", tally["unanswered"])
     yield _row("workers killed (kill -9)", tally["killed"])
     if plan.guarded:
-        taken, found = verdict.events["taken over"], verdict.events["found"]
+        taken, found = notes["taken over"], notes["found"]
+        yield _row("duplicates that waited", notes["waited"], "in the server, for the first one")
         yield _row("runs taken over from the dead", taken, f"{found} found their payment made")
         yield _row("answers that contradict", tally.contradictions)
     yield "-" * WIDTH

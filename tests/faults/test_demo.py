@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -114,10 +115,17 @@ def assert_exactly_once(demo: Demo) -> None:
     assert demo.output.endswith("Every payment was made exactly once.\n")
     assert demo.number("made exactly once") == demo.number("payments in the ledger") == 14
     assert demo.number("never answered") == demo.number("answers that contradict") == 0
+    assert "\x1b" not in demo.output
+    # Every request has met with one of these, and is counted there.
+    ends = ("answered first-hand", "replayed", "told 409, tried again", "told 503 or other")
+    broken = ("connection cut by the client", "connection broken by a kill")
+    assert demo.number("requests sent") == sum(map(demo.number, ends + broken))
+    assert demo.number("after a 409") <= demo.number("replayed")
     # All the misfortunes have happened, or the run proves nothing.
     assert demo.number("workers killed (kill -9)") >= 1
     assert demo.number("connection cut by the client") >= 1
     assert demo.number("replayed") >= 14
+    assert demo.number("duplicates that waited") >= 1
     assert max(map(len, demo.output.splitlines())) <= 80
     demo.assert_nothing_is_left()
 
@@ -126,7 +134,9 @@ def assert_exactly_once(demo: Demo) -> None:
 def test_guarded_by_the_default_store_every_payment_is_made_once(
     start: Callable[..., Demo],
 ) -> None:
-    assert_exactly_once(start("--store", "", "--guard", ""))  # as make gives its defaults
+    demo = start("--store", "", "--guard", "")  # as make gives its defaults
+    assert_exactly_once(demo)
+    assert demo.number("told 503 or other") == 0  # a file is there, whoever is killed beside it
 
 
 @pytest.mark.slow
@@ -145,6 +155,30 @@ def test_unguarded_it_shows_double_charges(start: Callable[..., Demo]) -> None:
     assert demo.output.endswith(f"Without Demijohn: {extra} double charges.\n")
     assert demo.number("made more than once") > 0
     demo.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_on_a_terminal_the_progress_is_drawn_and_removed(tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(DEMO), "--payments", "3", "--kills", "0"],
+        stdin=subprocess.DEVNULL,
+        stdout=its,
+        env={**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm", "PYTHONUTF8": "1"},
+    ):
+        os.close(its)
+        with os.fdopen(ours, encoding="utf-8", newline="") as terminal:
+            shown = "".join(read_to_the_end(terminal))
+    assert "/3 payments" in shown
+    # What is last drawn is removed: the table stands where it stood.
+    assert "\r\x1b[J" + "-" * 78 in shown
+    assert shown.endswith("Every payment was made exactly once.\r\n")
+
+
+def read_to_the_end(terminal: TextIO) -> Iterator[str]:
+    with suppress(OSError):  # EIO: nobody has it open any more
+        while line := terminal.readline():
+            yield line
 
 
 @pytest.mark.slow
