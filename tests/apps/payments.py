@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,7 +60,11 @@ class PointedStore:
 
     def wait(self, key: str, *, since: int, timeout_ms: int) -> bool:
         point("before-wait")
-        return self._store.wait(key, since=since, timeout_ms=timeout_ms)
+        who = f"{os.getpid()} {threading.get_ident()}"
+        note(f"waits {who}", "waits")
+        woken = self._store.wait(key, since=since, timeout_ms=timeout_ms)
+        note(f"{'woken' if woken else 'slept'} {who}", "waits")
+        return woken
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Row]]:
         return self._store.scan(prefix)
@@ -106,11 +111,13 @@ def create_app() -> Flask:
     def pay() -> tuple[dict[str, Any], int]:
         payment = request.get_json()["id"]
         point("in-view")
-        attempt = idempotency.current.attempt
-        note(f"{payment} {attempt} {os.getpid()} {idempotency.current.derive('payment')}")
+        point(f"in-view-of-{payment}")
+        run = idempotency.current
+        note(f"{payment} {run.attempt} {os.getpid()} {run.derive('payment')}")
         point("after-effect")
         time.sleep(float(request.get_json().get("seconds", 0)))
-        return {"payment": payment, "attempt": attempt, "by": os.getpid()}, 201
+        seen = {"attempt": run.attempt, "is_retry": run.is_retry}
+        return {"payment": payment, "by": os.getpid(), **seen}, 201
 
     @app.get("/alive")
     def alive() -> dict[str, int]:

@@ -59,11 +59,11 @@ class Payments:
             timeout=PATIENCE_S,
         )
 
-    def post_until_answered(self, key: str, payment: str = "p") -> Any:
+    def post_until_answered(self, key: str, payment: str = "p", **body: Any) -> Any:
         """Retry as a client would whose connection breaks, or who is told to come back."""
         for _ in range(200):
             try:
-                answer = self.post(key, payment)
+                answer = self.post(key, payment, **body)
             except requests.RequestException:
                 threading.Event().wait(0.1)
                 continue
@@ -94,14 +94,25 @@ class Payments:
 
     def ledger(self, payment: str = "p") -> list[tuple[int, int, str]]:
         """Return (attempt, pid, reference) of each run for ``payment``."""
-        file = self.folder / "ledger"
-        lines = file.read_text().splitlines() if file.exists() else []
-        rows = [line.split() for line in lines]
+        rows = [line.split() for line in self._lines("ledger")]
         return [(int(row[1]), int(row[2]), row[3]) for row in rows if row[0] == payment]
 
     def signals(self) -> list[str]:
-        file = self.folder / "signals"
-        return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+        return [line.split()[0] for line in self._lines("signals")]
+
+    def waiters(self) -> set[tuple[int, int]]:
+        """Return (pid, thread) of all that have waited for another request."""
+        rows = [line.split() for line in self._lines("waits")]
+        return {(int(pid), int(thread)) for _, pid, thread in rows}
+
+    def waits(self, pid: int) -> list[str]:
+        """Return how the waits of a process went: ``waits``, then ``woken`` or ``slept``."""
+        rows = [line.split() for line in self._lines("waits")]
+        return [what for what, by, _ in rows if int(by) == pid]
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.folder / name
+        return file.read_text().splitlines() if file.exists() else []
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
