@@ -248,7 +248,7 @@ def test_f10_nobody_waits_when_all_have_their_answers(bank: Bank) -> None:
         for future in futures:
             future.result(30)
     waiters = bank.app.extensions["demijohn"].capabilities["idempotency"].waiters
-    assert (waiters._all, dict(waiters._by_key)) == (0, {})
+    assert (waiters._all, waiters._rooms) == (0, {})
 
 
 def test_f11_body_that_is_made_while_it_is_sent_is_given_again(bank: Bank) -> None:

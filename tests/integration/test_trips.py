@@ -102,3 +102,26 @@ def test_waiter_is_one_trip_a_push_and_one_trip(api: Api, own_redis: RedisServer
     assert commands.pop("evalsha") == 4
     assert commands in ({}, {"select": 1})
     assert connections <= 1
+
+
+def test_crowd_that_is_woken_looks_once(api: Api, own_redis: RedisServer) -> None:
+    crowd = 12
+
+    def duplicates() -> None:
+        key = str(uuid.uuid4())
+        api.entered.clear()
+        api.go.clear()
+        threads = [threading.Thread(target=api.post, args=[key]) for _ in range(1 + crowd)]
+        threads[0].start()
+        assert api.entered.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        threading.Event().wait(0.5)
+        api.go.set()
+        for thread in threads:
+            thread.join(30)
+
+    duplicates()
+    commands, _ = count(own_redis, duplicates)
+    # Begin and complete; one look of each duplicate; and one of all of them when they are woken.
+    assert commands["evalsha"] == 2 + crowd + 1

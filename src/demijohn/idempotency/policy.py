@@ -22,7 +22,7 @@ from . import refusals, signals
 from .claim import Claim, row_names
 from .keys import KeyFinder, KeySources, check
 from .settings import Settings, is_final
-from .waiters import Waiters
+from .waiters import Place, Waiters
 
 if TYPE_CHECKING:
     from flask import Request
@@ -198,8 +198,8 @@ class BoundIdempotency:
         started = time.monotonic()
         if wait_ms == 0:
             self._conflict(claim, outcome)
-        with self._waiters.place(name) as taken:
-            if not taken:
+        with self._waiters.place(name) as place:
+            if place is None:
                 self._conflict(claim, outcome)
             while outcome.status == "busy":
                 waited_ms = int((time.monotonic() - started) * 1000)
@@ -211,10 +211,21 @@ class BoundIdempotency:
                 timeout_ms = min(left_ms, LOOK_AGAIN_MS, outcome.integer(1) + 1)
                 yield Wait(name, mark, timeout_ms)
                 mark = self.store.mark
-                outcome = yield self._begin(claim)
+                outcome = yield from self._look(claim, place)
         waited_ms = int((time.monotonic() - started) * 1000)
         claim.tell(signals.waited, waited_ms=waited_ms, status=outcome.status)
         return outcome
+
+    def _look(self, claim: Claim, place: Place) -> Generator[Command, Any, Outcome]:
+        """Look again, or hear from another of this process what it has just been told."""
+        room = place.room
+        with room.turn:
+            outcome = place.overheard(claim.fingerprint)
+            if outcome is None:
+                outcome = yield self._begin(claim)
+                if outcome.status == "replay":
+                    room.seen = (claim.fingerprint, outcome)
+            return outcome
 
     def _patience_ms(self, request: Request) -> int:
         """Return how long this duplicate waits: ``Prefer: wait=N`` (RFC 7240) may shorten it."""

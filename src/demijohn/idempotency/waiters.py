@@ -1,11 +1,51 @@
-"""How many duplicates may wait, so that they cannot occupy every thread of a server."""
+"""How many duplicates may wait, and how those of one process look together.
+
+Duplicates must not occupy every thread of a server, so there are bounds. And when a key is
+completed all who wait for it wake at once: were each to ask the store, a crowd would stand in its
+own way. One of a process asks, and the others take what it has been told.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..core.step import Outcome
+from ..stores.forks import renew_in_children
+
+
+class Room:
+    """Those of this process who wait for one key."""
+
+    __slots__ = ("seen", "turn", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.turn = threading.Lock()
+        """Held by the one who looks."""
+        self.seen: tuple[bytes, Outcome] | None = None
+        """The fingerprint with which somebody looked last, and the replay that it was given."""
+
+
+class Place:
+    """One request's place in a room."""
+
+    __slots__ = ("_before", "room")
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self._before = room.seen
+
+    def overheard(self, fingerprint: bytes) -> Outcome | None:
+        """Return the replay that another has been given for the same request.
+
+        Only what was seen since this one came in: what was seen earlier may have expired before.
+        """
+        seen = self.room.seen
+        if seen is None or seen is self._before or seen[0] != fingerprint:
+            return None
+        return seen[1]
 
 
 class Waiters:
@@ -19,24 +59,41 @@ class Waiters:
     def __init__(self, most: int, most_per_key: int) -> None:
         self._most = most
         self._most_per_key = most_per_key
+        self.renew_after_fork()
+        renew_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Begin with nobody waiting: threads stay with the parent."""
         self._lock = threading.Lock()
-        self._by_key: Counter[str] = Counter()
+        self._rooms: dict[str, Room] = {}
         self._all = 0
 
     @contextmanager
-    def place(self, key: str) -> Iterator[bool]:
-        """Take a place for the time of the block; false if there is none."""
-        with self._lock:
-            taken = self._all < self._most and self._by_key[key] < self._most_per_key
-            if taken:
-                self._all += 1
-                self._by_key[key] += 1
+    def place(self, key: str) -> Iterator[Place | None]:
+        """Take a place for the time of the block; ``None`` if there is none."""
+        place = self._enter(key)
         try:
-            yield taken
+            yield place
         finally:
-            if taken:
-                with self._lock:
-                    self._all -= 1
-                    self._by_key[key] -= 1
-                    if not self._by_key[key]:
-                        del self._by_key[key]
+            if place is not None:
+                self._leave(key, place.room)
+
+    def _enter(self, key: str) -> Place | None:
+        with self._lock:
+            room = self._rooms.get(key)
+            if self._all >= self._most or (room.waiting if room else 0) >= self._most_per_key:
+                return None
+            if room is None:
+                room = self._rooms[key] = Room()
+            room.waiting += 1
+            self._all += 1
+            return Place(room)
+
+    def _leave(self, key: str, room: Room) -> None:
+        with self._lock:
+            if self._rooms.get(key) is not room:
+                return  # the process was forked in between
+            self._all -= 1
+            room.waiting -= 1
+            if not room.waiting:
+                del self._rooms[key]
