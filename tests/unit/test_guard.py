@@ -12,10 +12,11 @@ from flask import Flask, Response
 from werkzeug.exceptions import TooManyRequests
 
 from demijohn.core.step import EXPIRES, Decision, Outcome, Rows, Step, StepKind
+from demijohn.defaults import exempt
 from demijohn.errors import StoreUnavailable, UsageError
 from demijohn.extension import ORDER, Binding, bind, register
 from demijohn.flow import PROCEED, Call, Flow, Result
-from demijohn.guard import Guard, exempt, guarded, install
+from demijohn.guard import Guard, guarded, install
 from demijohn.problem import ProblemType, Refusal
 from demijohn.stores.memory import MemoryStore
 

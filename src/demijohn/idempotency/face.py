@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 from flask import Blueprint, Flask
 
 from .. import config
+from ..defaults import by_default, exempt
 from ..errors import ConfigError
 from ..extension import Binding, StoreLocation, bind, register
 from ..flow import BoundPolicy
-from ..guard import by_default, exempt, guarded, install
+from ..guard import guarded, install
 from .bound import Bound
 from .forms import idempotent_input, idempotent_key
 from .keys import KeyFinder
