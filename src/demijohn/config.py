@@ -23,7 +23,7 @@ Parser: TypeAlias = Callable[[object], object]
 T = TypeVar("T")
 
 
-def setting(name: str, parse: Parser, default: object) -> Any:
+def setting(name: str, parse: Parser, default: object, *, of_application: bool = False) -> Any:
     """Declare a dataclass field that is set under ``name``.
 
     Args:
@@ -31,11 +31,15 @@ def setting(name: str, parse: Parser, default: object) -> Any:
         parse: turns the user's value into the field's, or raises ``ValueError`` saying what
             would be right ("must be ...").
         default: the user's value that applies where none is given.
+        of_application: whether it makes no sense for a single route.
     """
-    return dataclasses.field(default=parse(default), metadata={"name": name, "parse": parse})
+    metadata = {"name": name, "parse": parse, "of_application": of_application}
+    return dataclasses.field(default=parse(default), metadata=metadata)
 
 
-def parse_layer(cls: type[object], where: str, given: Mapping[str, object]) -> dict[str, object]:
+def parse_layer(
+    cls: type[object], where: str, given: Mapping[str, object], *, of_route: bool = False
+) -> dict[str, object]:
     """Check the values of one layer.
 
     Args:
@@ -43,6 +47,7 @@ def parse_layer(cls: type[object], where: str, given: Mapping[str, object]) -> d
         where: the place that holds them, for messages, such as ``"DEMIJOHN_IDEMPOTENCY"``.
         given: values by the names that the user writes; case does not matter, because some
             systems' environment variables are all upper case.
+        of_route: whether they are for one route, where settings of the application are refused.
 
     Returns:
         Field names of ``cls`` to parsed values.
@@ -62,6 +67,11 @@ def parse_layer(cls: type[object], where: str, given: Mapping[str, object]) -> d
         field = fields.get(name) or fields.get(str(name).lower())
         if field is None:
             raise ConfigError(unknown_name(f"{where} has", str(name), fields))
+        if of_route and field.metadata["of_application"]:
+            raise ConfigError(
+                f"{where} cannot set {name!r}: it is for the whole application; set it in the "
+                "configuration or the constructor"
+            )
         try:
             parsed[field.name] = field.metadata["parse"](value)
         except ValueError as error:

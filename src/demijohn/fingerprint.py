@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
+from flask import Request
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.http import parse_options_header
 from werkzeug.wsgi import get_input_stream
@@ -28,10 +29,9 @@ from werkzeug.wsgi import get_input_stream
 from .errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from flask import Request
     from werkzeug.datastructures import MultiDict
 
-Fingerprint: TypeAlias = "Callable[[Request], str | bytes] | Sequence[str]"
+Fingerprint: TypeAlias = Callable[[Request], str | bytes] | Sequence[str]
 """What makes two requests the same: a function of the request, or JSON Pointers (RFC 6901) to the
 members of a JSON body that count."""
 

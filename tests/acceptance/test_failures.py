@@ -14,6 +14,7 @@ import pytest
 from flask import Flask
 
 from demijohn import Demijohn, Idempotency, Principal, idempotency
+from demijohn.core.idempotency import State
 from demijohn.errors import (
     ConfigError,
     CorruptRecord,
@@ -74,6 +75,43 @@ def test_store_down_before_the_view_may_leave_it_unprotected(
         assert bank.post(new_key()).status_code == 201
     assert len(seen) == 1
     assert "unprotected" in caplog.text
+
+
+def test_claim_made_in_doubt_keeps_the_result_of_the_view_that_ran_unprotected(
+    lone_bank: Make, store: FailingStore
+) -> None:
+    bank = lone_bank(store=store, on_store_failure="open", wait=20)
+    store.loses["begin"] = StoreTimeout("no reply in time")
+    key = new_key()
+    assert bank.post(key).json == {"run": 1}
+    retried = bank.post(key)  # it waits until the result is written
+    assert (retried.json, retried.headers["Idempotent-Replayed"]) == ({"run": 1}, "true")
+    assert bank.runs == 1
+
+
+def test_claim_made_in_doubt_is_given_back_if_the_view_fails(
+    lone_bank: Make, store: FailingStore
+) -> None:
+    bank = lone_bank(store=store, on_store_failure="open", wait=20)
+    bank.add("/fails", lambda: ("no", 500))
+    store.loses["begin"] = StoreTimeout("no reply in time")
+    key = new_key()
+    assert bank.post(key, "/fails").status_code == 500
+    until(lambda: ("release",) in store.calls)
+    assert [row["s"] for _, row in store.scan("")] == [State.ABSENT]
+
+
+def test_claim_made_in_doubt_is_kept_without_the_body_of_a_stream(
+    lone_bank: Make, store: FailingStore
+) -> None:
+    bank = lone_bank(store=store, on_store_failure="open", wait=20)
+    bank.add("/stream", lambda: iter([b"a", b"b"]))
+    store.loses["begin"] = StoreTimeout("no reply in time")
+    key = new_key()
+    assert bank.post(key, "/stream").data == b"ab"
+    retried = bank.post(key, "/stream")
+    assert retried.json["original_status"] == 200
+    assert retried.status_code >= 400
 
 
 @pytest.mark.parametrize("policy", ["closed", "open"])

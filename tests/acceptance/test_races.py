@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from demijohn import Demijohn, guard, idempotency
+from demijohn import Demijohn, defaults, idempotency
 from demijohn.idempotency import policy, signals
 from demijohn.stores.memory import MemoryStore
 from tests.acceptance.conftest import Bank, FailingStore, heard, new_key, together
@@ -290,13 +290,13 @@ def test_first_requests_at_once_guard_a_view_by_default_once(
     assert dj
     runs: list[int] = []
     app.post("/", endpoint="view")(lambda: {"run": runs.append(1) or len(runs)})
-    barrier, chosen = threading.Barrier(8), guard._defaults_for
+    barrier, chosen = threading.Barrier(8), defaults._defaults_for
 
     def together_now(*args: Any) -> Any:
         barrier.wait(10)  # all of them have found the view as it was written
         return chosen(*args)
 
-    monkeypatch.setattr(guard, "_defaults_for", together_now)
+    monkeypatch.setattr(defaults, "_defaults_for", together_now)
     headers = {"Idempotency-Key": new_key()}
     with together(8) as start:
         futures = [start(app.test_client().post, "/", headers=headers) for _ in range(8)]

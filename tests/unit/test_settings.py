@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
-from flask import Response
+from flask import Blueprint, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demijohn import config
 from demijohn.errors import ConfigError
 from demijohn.frame import NEVER_STORED
-from demijohn.idempotency import Options, is_final
+from demijohn.idempotency import Idempotency, Options, RouteOptions, is_final
 from demijohn.idempotency.settings import Settings
 
 FINAL_4XX = set(range(400, 500)) - {401, 403, 407, 408, 409, 421, 423, 425, 429}
@@ -103,3 +103,15 @@ def test_lost_record_is_remembered_for_several_leases() -> None:
 def test_wrong_value_is_a_configuration_error(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         settings(**options)
+
+
+@pytest.mark.parametrize("name", ["default", "max_waiters", "max_waiters_per_key"])
+def test_setting_of_the_application_is_refused_for_a_route(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"@idempotent cannot set {name!r}: .*application"):
+        Idempotency().idempotent(**{name: 1})
+    with pytest.raises(ConfigError, match=rf"protect\(\) cannot set {name!r}"):
+        Idempotency().protect(Blueprint("b", __name__), **{name: 1})
+
+
+def test_options_can_be_inspected() -> None:
+    assert {*get_type_hints(RouteOptions)} < {*get_type_hints(Options)}

@@ -21,7 +21,7 @@ from .refusals import (
     ResponseNotKept,
     StoreUnavailableError,
 )
-from .settings import Options, is_final
+from .settings import Options, RouteOptions, is_final
 from .signals import (
     begun,
     completed,
@@ -53,6 +53,7 @@ __all__ = [
     "OutcomeUnknown",
     "RecordUnreadable",
     "ResponseNotKept",
+    "RouteOptions",
     "StoreUnavailableError",
     "begun",
     "checkpoint",

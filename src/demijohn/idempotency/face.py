@@ -23,6 +23,7 @@ from .settings import (
     CAPABILITY,
     Layer,
     Options,
+    RouteOptions,
     Settings,
     default_waiters,
     from_config,
@@ -60,20 +61,20 @@ class IdempotentDecorator:
     def __call__(self, view: Callable[P, R], /) -> Callable[P, R]: ...
     @overload
     def __call__(
-        self, view: None = None, /, **options: Unpack[Options]
+        self, view: None = None, /, **options: Unpack[RouteOptions]
     ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
     def __call__(self, view: Any = None, /, **options: Any) -> Any:
         """Run a view once for each idempotency key.
 
         Args:
             view: a view function, sync or ``async``, or a method of a ``MethodView``.
-            options: override the application's settings for this view; see :class:`Options`.
+            options: override the application's settings for this view; see :class:`RouteOptions`.
 
         Raises:
             ConfigError: an option is unknown or wrong.
             UsageError: the view is already decorated so.
         """
-        policy = _Policy(config.parse_layer(Settings, "@idempotent", options))
+        policy = _Policy(config.parse_layer(Settings, "@idempotent", options, of_route=True))
         if view is not None:
             return guarded(view, policy)
         return lambda decorated: guarded(decorated, policy)
@@ -141,7 +142,7 @@ class Idempotency:
         for blueprint, policy in self._defaults:
             by_default(app, binding, policy, blueprint)
 
-    def protect(self, blueprint: Blueprint, **options: Unpack[Options]) -> None:
+    def protect(self, blueprint: Blueprint, **options: Unpack[RouteOptions]) -> None:
         """Make every view of ``blueprint`` idempotent unless it says otherwise.
 
         Args:
@@ -151,7 +152,7 @@ class Idempotency:
         Raises:
             ConfigError: an option is unknown or wrong.
         """
-        policy = _Policy(config.parse_layer(Settings, "protect()", options))
+        policy = _Policy(config.parse_layer(Settings, "protect()", options, of_route=True))
         self._defaults.append((blueprint, policy))
         for app, binding in list(self._bound.items()):
             by_default(app, binding, policy, blueprint)

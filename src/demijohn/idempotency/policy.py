@@ -134,6 +134,8 @@ class BoundIdempotency:
                 return self._answer(claim, outcome)
         except StoreError as error:
             self._store_failed(claim, error, used=used)
+            if isinstance(error, StoreTimeout):
+                yield from self._run_in_doubt(claim)
             return None  # open: the view runs unprotected
         try:
             self._started(claim, outcome)
@@ -181,13 +183,28 @@ class BoundIdempotency:
     def _let_go_later(self, claim: Claim) -> None:
         """Give back a claim that may have been made although its reply was lost."""
         for name in claim.names:
-            self._keeper.deliver(
-                (claim.token, name),
-                self.store,
-                core.release(name, token=claim.token, retain_ms=self._retain_ms),
-                for_ms=self._settings.lease_ms,
-                done=lambda outcome: None,
-            )
+            claim.attempt.key_name = name
+            self._deliver_quietly(claim, self._release(claim))
+
+    def _deliver_quietly(self, claim: Claim, step: Step) -> None:
+        """Have a step carried out if the claim was made; if it was not, the step is fenced."""
+        self._keeper.deliver(
+            (claim.token, step.keys),
+            self.store,
+            step,
+            for_ms=self._settings.lease_ms,
+            done=lambda outcome: None,
+        )
+
+    def _run_in_doubt(self, claim: Claim) -> Generator[Command, Any, None]:
+        """Run the view though nobody knows whether its claim was made: if it was, conclude it.
+
+        Else a retry would wait for the lease to end, and then run the view again.
+        """
+        result: Result = yield PROCEED
+        for name in claim.names:
+            claim.attempt.key_name = name
+            self._deliver_quietly(claim, self._conclusion(claim, result))
 
     # --- meeting another request ----------------------------------------------------------------
 
@@ -311,7 +328,8 @@ class BoundIdempotency:
             # The exception is on its way past Flask, and the effects have happened: a retry must
             # hear of the failure, and not run.
             return self._complete(claim, frame.Frame(500, [], b""))
-        body = result.response.get_data()
+        # A stream that nobody collects is sent as it is made: the record is without it.
+        body = None if _is_streamed(result.response) else result.response.get_data()
         return self._complete(claim, self._frame(result.response, body))
 
     def _is_stored(self, claim: Claim, result: Result) -> bool:

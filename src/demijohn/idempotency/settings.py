@@ -23,7 +23,7 @@ LEGACY_FIELD: Final = "__idempotent_key"
 NOT_FINAL: Final = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
 """4xx that say nothing of the request itself: a later retry deserves another answer."""
 
-Storable: TypeAlias = "Literal['final', 'all'] | Collection[int] | Callable[[Response], bool]"
+Storable: TypeAlias = Literal["final", "all"] | Collection[int] | Callable[[Response], bool]
 Stores: TypeAlias = Callable[[Response], bool]
 
 
@@ -69,7 +69,7 @@ def _dropped(value: object) -> frozenset[str]:
 class Settings:
     """What one view's idempotency does. Times are in milliseconds, sizes in bytes."""
 
-    default: bool = setting("default", config.boolean, False)
+    default: bool = setting("default", config.boolean, False, of_application=True)
     methods: tuple[str, ...] = setting("methods", config.words(str.upper), ("POST", "PATCH"))
     required: bool = setting("required", config.boolean, False)
     headers: tuple[str, ...] = setting("headers", config.words(), ("Idempotency-Key",))
@@ -86,9 +86,11 @@ class Settings:
     )
     fingerprint: Fingerprint | None = setting("fingerprint", config.optional(_fingerprint), None)
     wait_ms: int = setting("wait", config.milliseconds(), 10)
-    max_waiters: int | None = setting("max_waiters", config.optional(config.integer(0)), None)
+    max_waiters: int | None = setting(
+        "max_waiters", config.optional(config.integer(0)), None, of_application=True
+    )
     max_waiters_per_key: int | None = setting(
-        "max_waiters_per_key", config.optional(config.integer(0)), None
+        "max_waiters_per_key", config.optional(config.integer(0)), None, of_application=True
     )
     lease_ms: int = setting("lease", config.milliseconds(100), 60)
     ttl_ms: int = setting("ttl", config.milliseconds(1000), 24 * 3600)
@@ -117,14 +119,13 @@ class Settings:
         return max(self.ttl_ms, 10 * self.lease_ms)
 
 
-class Options(TypedDict, total=False):
-    """What may be given to the decorator, to the constructor, and in ``DEMIJOHN_IDEMPOTENCY``.
+class RouteOptions(TypedDict, total=False):
+    """What may be given to the decorator, and wherever :class:`Options` may.
 
     Durations are ``timedelta`` or seconds, sizes bytes. Each is described in the reference of
     settings.
     """
 
-    default: bool
     methods: Collection[str]
     required: bool
     headers: Collection[str]
@@ -137,8 +138,6 @@ class Options(TypedDict, total=False):
     scope: Callable[[Request], str] | None
     fingerprint: Fingerprint | None
     wait: Duration
-    max_waiters: int | None
-    max_waiters_per_key: int | None
     lease: Duration
     ttl: Duration
     tombstone: Duration
@@ -148,6 +147,14 @@ class Options(TypedDict, total=False):
     max_body: int
     on_disconnect: Literal["finish", "release"]
     on_store_failure: Literal["closed", "open"]
+
+
+class Options(RouteOptions, total=False):
+    """What may be given to the constructor, and in ``DEMIJOHN_IDEMPOTENCY``."""
+
+    default: bool
+    max_waiters: int | None
+    max_waiters_per_key: int | None
 
 
 Layer: TypeAlias = Mapping[str, object]
