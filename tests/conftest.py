@@ -22,7 +22,16 @@ from tests.serving import Options, Serve, Served
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
-EXTRAS: Final = ("redis", "httpx", "requests", "asgiref", "gunicorn", "gevent")
+EXTRAS: Final = (
+    "redis",
+    "sqlalchemy",
+    "flask_sqlalchemy",
+    "httpx",
+    "requests",
+    "asgiref",
+    "gunicorn",
+    "gevent",
+)
 """What the run without extras does without: its tests skip there, and only there silently."""
 
 # On two busy cores the time of one example says nothing, and a failure must be found again.
@@ -189,6 +198,41 @@ def redis_sentinel_url(need: Callable[[str], None]) -> Iterator[str]:
     need("redis")
     with RedisSentinel() as sentinel:
         yield sentinel.url()
+
+
+# -- PostgreSQL, MariaDB, SQLite through SQLAlchemy ----------------------------------------------
+
+DATABASES: Final = ("sqlite", "postgres", "mariadb")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(need: Callable[[str], None]) -> Iterator[str]:
+    """A PostgreSQL database of this worker's own, as an SQLAlchemy URL for psycopg 3."""
+    need("sqlalchemy")
+    need("psycopg")
+    from tests.databases import postgres_database
+
+    with postgres_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb_url(need: Callable[[str], None]) -> Iterator[str]:
+    """A MariaDB database of this worker's own, as an SQLAlchemy URL for PyMySQL."""
+    need("sqlalchemy")
+    need("pymysql")
+    from tests.databases import mariadb_database
+
+    with mariadb_database() as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The test runs on SQLite, in a file of its own, and on the worker's PostgreSQL and MariaDB."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/business.db"
+    return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 # -- gunicorn -----------------------------------------------------------------------------------
