@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..extension import Binding
 from .keys import KeyFinder
 from .policy import BoundIdempotency
+from .reading import Reader
 from .settings import CAPABILITY, Layer, Settings
 from .waiters import Waiters
 
@@ -30,10 +31,9 @@ class Bound:
         return BoundIdempotency(
             settings,
             store=binding.store(CAPABILITY),
-            row_secrets=binding.secrets,
+            reader=Reader(settings, binding.secrets, tuple(self.finders)),
             keeper=binding.keeper,
             waiters=self.waiters,
-            finders=tuple(self.finders),
         )
 
 
