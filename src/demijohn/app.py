@@ -27,6 +27,9 @@ class Demijohn:
         principal: says who calls; see :data:`demijohn.principal.PrincipalHook`.
         problems: whether all HTTP errors of the application become problem details (RFC 9457),
             not only Demijohn's own; else as ``DEMIJOHN["problems"]``.
+        db: the application's database, for records in its own transactions: an ``Engine``,
+            ``sessionmaker`` or ``scoped_session``, or the extension object of Flask-SQLAlchemy or
+            Flask-SQLAlchemy-Lite, which was bound to the application before.
         idempotency: options that override ``DEMIJOHN_IDEMPOTENCY``.
 
     Raises:
@@ -40,6 +43,7 @@ class Demijohn:
         stores: Mapping[str, StoreLocation] | str | None = None,
         principal: PrincipalHook | None = None,
         problems: bool | None = None,
+        db: object = None,
         idempotency: Options | None = None,
     ) -> None:
         if principal is not None and not callable(principal):
@@ -47,6 +51,7 @@ class Demijohn:
         self._stores = {"default": stores} if isinstance(stores, str) else stores
         self._principal = principal
         self._problems = problems
+        self._db = db
         self.idempotency = Idempotency(**(idempotency or {}))
         self.idempotent = self.idempotency.idempotent
         if app is not None:
@@ -58,7 +63,7 @@ class Demijohn:
         Raises:
             ConfigError: a setting is unknown or wrong; then nothing was registered.
         """
-        binding = bind(app, stores=self._stores)
+        binding = bind(app, stores=self._stores, db=self._db)
         self.idempotency.init_app(app, binding)
         # From here on nothing fails.
         if self._principal is not None:

@@ -15,18 +15,21 @@ import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from flask import Blueprint, Flask
 
 from . import config
-from .errors import ConfigError
+from .errors import ConfigError, MissingExtra
 from .flow import BoundPolicy
 from .keeper import Keeper
 from .principal import PrincipalHook
 from .problem import BASE
 from .stores import Store, open_store
+
+if TYPE_CHECKING:
+    from .records import Database
 
 ORDER: Final = ("auth", "limits", "idempotency", "caching", "locks", "jobs", "mail")
 """The order in which policies run, from the outside in, however decorators were written."""
@@ -58,7 +61,9 @@ class Policy(Protocol):
 class Binding:
     """What Demijohn knows of one application."""
 
-    def __init__(self, app: Flask, stores: Mapping[str, StoreLocation] | None) -> None:
+    def __init__(
+        self, app: Flask, stores: Mapping[str, StoreLocation] | None, db: object = None
+    ) -> None:
         general = _general(app)
         self.app_name = app.name
         self.principal: PrincipalHook | None = general.get("principal")  # type: ignore[assignment]
@@ -69,6 +74,7 @@ class Binding:
         self.defaults: list[tuple[Blueprint | None, Policy]] = []
         self.defaulted: set[str] = set()
         self.keeper = Keeper()
+        self.database = None if db is None else _database(app, db)
         locations = _locations(app, stores)
         self.stores = {name: _open(app, url) for name, url in locations.items()}
         given = _secrets(app, general) or [_own_secret(app, locations)]
@@ -80,21 +86,27 @@ class Binding:
         return self.stores.get(capability) or self.stores["default"]
 
 
-def bind(app: Flask, *, stores: Mapping[str, StoreLocation] | None = None) -> Binding:
+def bind(
+    app: Flask, *, stores: Mapping[str, StoreLocation] | None = None, db: object = None
+) -> Binding:
     """Return the binding of ``app``, made at the first call.
 
     Args:
         app: the application; its configuration is read now.
         stores: as ``DEMIJOHN_STORES``, of which it takes precedence.
+        db: the database of the application; see :data:`demijohn.records.database.Source`.
 
     Raises:
-        ConfigError: a setting is wrong, or ``stores`` comes too late.
+        ConfigError: a setting is wrong, or ``stores`` or ``db`` comes too late.
+        MissingExtra: ``db`` is given, and SQLAlchemy is not installed.
     """
     found = app.extensions.get("demijohn")
     if found is None:
-        return Binding(app, stores)
+        return Binding(app, stores, db)
     if not isinstance(found, Binding):
         raise ConfigError("app.extensions['demijohn'] is taken by something else")
+    if db is not None:
+        raise ConfigError("db= must be given where Demijohn is first bound to the application")
     if stores is not None:
         raise ConfigError("stores= must be given where Demijohn is first bound to the application")
     return found
@@ -149,6 +161,16 @@ def _open(app: Flask, location: StoreLocation) -> Store:
             raise ConfigError(f"DEMIJOHN_STORES: {location!r} is neither a URL nor a store")
         return location
     return open_store(_absolute(app, location))
+
+
+def _database(app: Flask, db: object) -> Database:
+    try:
+        from .records import Database  # noqa: PLC0415 - needs the extra
+    except ModuleNotFoundError as error:
+        if error.name == "sqlalchemy":
+            raise MissingExtra("db=", "sql") from error
+        raise
+    return Database(db, app)
 
 
 def _absolute(app: Flask, url: str) -> str:

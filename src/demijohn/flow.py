@@ -6,7 +6,8 @@ results back:
 ===================================  ==============================================================
 ``Step``                             decided by the policy's store; gives its ``Outcome``, or
                                      raises ``StoreError`` at the ``yield``
-``PROCEED``                          the view runs; gives a :class:`Result`
+:class:`Act`                         does I/O of the policy's own; gives what it returns
+``PROCEED``, :class:`Proceed`        the view runs; gives a :class:`Result`
 :class:`Wait`                        blocks until a key is woken; gives whether it was
 :class:`~demijohn.streams.Collect`   after the view: gives the streamed body when it was sent
 ===================================  ==============================================================
@@ -17,8 +18,7 @@ the answer as it is.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 import msgspec
@@ -30,12 +30,26 @@ from .stores import Store
 from .streams import Collect, Collected
 
 
-@dataclass(frozen=True, slots=True)
-class Proceed:
-    """Command: let the view run; the result is a :class:`Result`."""
+class Proceed(msgspec.Struct, frozen=True, eq=False):
+    """Command: let the view run; the result is a :class:`Result`.
+
+    Args:
+        seal: called with the response that the view has made, before anybody is told of it. What it
+            raises takes the place of what the view might have raised.
+        again: called with what the view or ``seal`` has raised; whether the view runs once more.
+    """
+
+    seal: Callable[[Response], None] | None = None
+    again: Callable[[Exception], bool] | None = None
 
 
 PROCEED: Final = Proceed()
+
+
+class Act(msgspec.Struct, frozen=True, eq=False):
+    """Command: call ``does``; the result is what it returns, and what it raises is raised."""
+
+    does: Callable[[], Any]
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -61,8 +75,8 @@ class Result(msgspec.Struct, frozen=True):
     by_view: bool = True
 
 
-Command: TypeAlias = "Step | Proceed | Wait | Collect"
-Reply: TypeAlias = "Outcome | Result | Collected | bool | None"
+Command: TypeAlias = "Step | Act | Proceed | Wait | Collect"
+Reply: TypeAlias = "Outcome | Result | Collected | bool | Any"
 Flow: TypeAlias = Generator[Command, Any, Response | None]
 
 

@@ -37,7 +37,7 @@ from werkzeug.exceptions import HTTPException
 from .core.step import Step
 from .errors import StoreError, UsageError
 from .extension import ORDER, Binding, Policy
-from .flow import BoundPolicy, Call, Command, Flow, Reply, Result, Wait, state
+from .flow import Act, BoundPolicy, Call, Command, Flow, Proceed, Reply, Result, Wait, state
 from .stores import Store
 from .streams import Collect, Collected, collecting
 
@@ -66,7 +66,7 @@ class _Run:
         except (StopIteration, HTTPException) as end:
             self._end(end)
 
-    def throw(self, error: StoreError) -> None:
+    def throw(self, error: Exception) -> None:
         try:
             self.command = self.flow.throw(error)
         except (StopIteration, HTTPException) as end:
@@ -88,9 +88,11 @@ class _Run:
                     reply = self.store.wait(
                         command.key, since=command.since, timeout_ms=command.timeout_ms
                     )
+                elif isinstance(command, Act):
+                    reply = command.does()
                 else:
                     return
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - the flow raises again what it has no use for
                 self.throw(error)
             else:
                 self.send(reply)
@@ -170,6 +172,21 @@ class _Passage:
             self.leave(Result(response, error, by_view=False))
         return answer
 
+    def seal(self, response: Response) -> None:
+        """Have the flows that want to conclude before the others are told of ``response``."""
+        for run in self.active[::-1]:
+            command = run.command
+            if isinstance(command, Proceed) and command.seal is not None:
+                command.seal(response)
+
+    def again(self, error: Exception) -> bool:
+        """Tell whether the view runs once more, after ``error``."""
+        for run in self.active[::-1]:
+            command = run.command
+            if isinstance(command, Proceed) and command.again is not None and command.again(error):
+                return True
+        return False
+
     def leave(self, result: Result) -> Answer | None:
         """Decide after the view, from the inside out; an answer replaces the view's response."""
         runs, self.active = self.active, []
@@ -216,24 +233,34 @@ class Guard:
         self.wrapper.__demijohn_guard__ = self  # type: ignore[attr-defined]
 
     def _wrap(self) -> Callable[..., Any]:
-        view = self.view
-        if inspect.iscoroutinefunction(view):
+        if inspect.iscoroutinefunction(self.view):
+            return self._asynchronous()
+        return self._synchronous()
 
-            @functools.wraps(view)
-            async def asynchronous(*args: Any, **kwargs: Any) -> Any:
-                passage, answer = self._enter()
-                if answer is not None:
-                    return _give(answer)
-                if passage is None:
-                    return await view(*args, **kwargs)
+    def _asynchronous(self) -> Callable[..., Any]:
+        view = self.view
+
+        @functools.wraps(view)
+        async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+            passage, answer = self._enter()
+            if answer is not None:
+                return _give(answer)
+            if passage is None:
+                return await view(*args, **kwargs)
+            while True:
                 try:
                     response = passage.app.make_response(await view(*args, **kwargs))
+                    passage.seal(response)
                 except BaseException as error:
-                    _failed(passage, error)
+                    if _runs_again(passage, error):
+                        continue
                     raise
                 return _leave(passage, response)
 
-            return asynchronous
+        return asynchronous
+
+    def _synchronous(self) -> Callable[..., Any]:
+        view = self.view
 
         @functools.wraps(view)
         def synchronous(*args: Any, **kwargs: Any) -> Any:
@@ -242,13 +269,16 @@ class Guard:
                 return _give(answer)
             if passage is None:
                 return view(*args, **kwargs)
-            try:
-                # Within the try: what no response can be made of is an exception of the view.
-                response = passage.app.make_response(view(*args, **kwargs))
-            except BaseException as error:
-                _failed(passage, error)
-                raise
-            return _leave(passage, response)
+            while True:
+                try:
+                    # Within the try: what no response can be made of is an exception of the view.
+                    response = passage.app.make_response(view(*args, **kwargs))
+                    passage.seal(response)
+                except BaseException as error:
+                    if _runs_again(passage, error):
+                        continue
+                    raise
+                return _leave(passage, response)
 
         return synchronous
 
@@ -281,16 +311,29 @@ def _leave(passage: _Passage, response: Response) -> Response:
     return response if replaced is None else _give(replaced)
 
 
-def _failed(passage: _Passage, error: BaseException) -> None:
+def _runs_again(passage: _Passage, error: BaseException) -> bool:
+    """Tell whether the view runs once more; if not, see to it that the flows are told."""
+    if not isinstance(error, Exception):
+        # What is not an ``Exception`` ends the process, or this thread: that is no result.
+        passage.abandon()
+        return False
+    try:
+        if passage.again(error):
+            return True
+    except Exception as instead:  # such as a refusal: it is raised in the place of ``error``
+        _failed(passage, instead)
+        raise
+    _failed(passage, error)
+    return False
+
+
+def _failed(passage: _Passage, error: Exception) -> None:
     """Have the flows told when Flask has made a response of the exception.
 
     The exception goes on its way: whoever is outside of the guard sees it, and the application's
     error handlers are called once. Where no response is made of it, the end of the request tells
-    the flows. What is not an ``Exception`` ends the process, or this thread: that is no result.
+    the flows.
     """
-    if not isinstance(error, Exception):
-        passage.abandon()
-        return
 
     def rendered(response: Response) -> Response:
         state().unrendered.remove(waiting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,14 +91,52 @@ class Tee:
                 for _ in self:
                     pass
         finally:
-            self._close_body()
+            _close(self._source)
             body = b"".join(self._parts) if self._size <= self._command.limit else None
             report(Collected(body, self._exhausted))
 
-    def _close_body(self) -> None:
-        close = getattr(self._source, "close", None)
-        if close is not None:
-            close()
+
+class Resumed:
+    """A body of which the beginning has been made."""
+
+    def __init__(self, parts: list[bytes], rest: Iterator[bytes], source: object) -> None:
+        self._body = chain(parts, rest)
+        self._source = source
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._body
+
+    def close(self) -> None:
+        """Close what makes the body."""
+        _close(self._source)
+
+
+def gather(response: Response, limit: int) -> bytes | None:
+    """Make a streamed body now, as long as it is no larger than ``limit`` bytes.
+
+    Returns:
+        The body; ``None`` if it is larger: then the rest is made while it is sent.
+    """
+    source = response.response
+    body = iter(response.iter_encoded())
+    parts, size = [], 0
+    response.direct_passthrough = False
+    for part in body:
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            response.response = Resumed(parts, body, source)
+            return None
+    _close(source)
+    whole = b"".join(parts)
+    response.set_data(whole)
+    return whole
+
+
+def _close(source: object) -> None:
+    close = getattr(source, "close", None)
+    if close is not None:
+        close()
 
 
 def collecting(response: Response, command: Collect, report: Callable[[Collected], None]) -> None:

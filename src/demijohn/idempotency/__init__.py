@@ -38,6 +38,7 @@ from .signals import (
     unprotected,
     waited,
 )
+from .step import step
 
 __all__ = [
     "Attempt",
@@ -68,6 +69,7 @@ __all__ = [
     "mismatched",
     "released",
     "replayed",
+    "step",
     "store_failed",
     "taken_over",
     "unknown",

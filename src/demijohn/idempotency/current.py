@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from typing import cast
+from collections.abc import Callable
+from typing import TypeAlias, cast
 
 from flask import has_request_context
 from werkzeug.local import LocalProxy
 
 from ..errors import UsageError
 from ..flow import state
+from .recovery import Recovery
 from .refusals import InProgress
+
+Recovers: TypeAlias = "Callable[[Attempt], Recovery]"
+"""Makes what keeps the steps of a run."""
 
 
 class Attempt:
@@ -24,7 +29,16 @@ class Attempt:
         fence: a number that grows with every run; give it to whatever can refuse an older one.
     """
 
-    __slots__ = ("_lost", "attempt", "effects_are_done", "fence", "key", "key_name")
+    __slots__ = (
+        "_lost",
+        "_recovery",
+        "attempt",
+        "effects_are_done",
+        "fence",
+        "key",
+        "key_name",
+        "recovers",
+    )
 
     def __init__(
         self, key: str | None = None, key_name: str = "", attempt: int = 1, fence: int = 0
@@ -35,6 +49,28 @@ class Attempt:
         self.fence = fence
         self.effects_are_done = False
         self._lost = False
+        self.recovers: Recovers | None = None
+        self._recovery: Recovery | None = None
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """The steps of this run; ``None`` where nothing is repeated.
+
+        Raises:
+            UsageError: there is nowhere to keep them.
+        """
+        if self._recovery is None and self.key is not None:
+            if self.recovers is None:
+                raise UsageError(
+                    "idempotency.step() keeps results in the database: give Demijohn(app, db=...)"
+                )
+            self._recovery = self.recovers(self)
+        return self._recovery
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the view has had any."""
+        return self._recovery is not None and self._recovery.used
 
     @property
     def is_retry(self) -> bool:
@@ -70,14 +106,19 @@ class Attempt:
 _UNPROTECTED = Attempt()
 
 
-def _current() -> Attempt:
+def find_attempt() -> Attempt:
+    """Return the run that the current request is; one of its own where it has no key.
+
+    Raises:
+        UsageError: there is no request.
+    """
     if not has_request_context():
         raise UsageError("idempotency.current is only known inside a request")
     found = state().idempotency
     return found if isinstance(found, Attempt) else _UNPROTECTED
 
 
-current: Attempt = cast("Attempt", LocalProxy(_current))
+current: Attempt = cast("Attempt", LocalProxy(find_attempt))
 """The run that the current request is."""
 
 
@@ -86,7 +127,7 @@ def effects_done() -> None:
 
     Without this a 5xx or an exception gives the key back, and a retry runs the view again.
     """
-    found = _current()
+    found = find_attempt()
     if found is not _UNPROTECTED:
         found.effects_are_done = True
 
@@ -98,7 +139,7 @@ def checkpoint() -> None:
         InProgress: the lease was lost. It answers 409; the client gets the other's result when it
             tries again.
     """
-    if _current().lease_lost:
+    if find_attempt().lease_lost:
         raise InProgress(
             "This request took too long and another one has taken over its idempotency key.",
             retry_after=1,

@@ -90,6 +90,7 @@ class Idempotency:
     Args:
         app: the application; without one, call :meth:`init_app` later.
         stores: as ``DEMIJOHN_STORES``: a store URL, or URLs by name.
+        db: the application's database, for ``atomic=True``; as for :class:`demijohn.Demijohn`.
         options: override ``DEMIJOHN_IDEMPOTENCY`` for this application; see :class:`Options`.
 
     Raises:
@@ -101,10 +102,12 @@ class Idempotency:
         app: Flask | None = None,
         *,
         stores: Mapping[str, StoreLocation] | str | None = None,
+        db: object = None,
         **options: Unpack[Options],
     ) -> None:
         self._layer = config.parse_layer(Settings, "Idempotency()", options)
         self._stores = {"default": stores} if isinstance(stores, str) else stores
+        self._db = db
         self._finders: list[KeyFinder] = []
         self._defaults: list[tuple[Blueprint | None, _Policy]] = []
         self._bound: WeakKeyDictionary[Flask, Binding] = WeakKeyDictionary()
@@ -125,7 +128,8 @@ class Idempotency:
         layers = (from_config(app), self._layer)
         settings = config.combine(Settings, *layers)
         if binding is None:
-            binding = bind(app, stores=self._stores or legacy_stores(app, settings))
+            stores = self._stores or legacy_stores(app, settings)
+            binding = bind(app, stores=stores, db=self._db)
         most = settings.max_waiters
         if most is None:
             most = default_waiters(server_threads(sys.argv, os.environ))

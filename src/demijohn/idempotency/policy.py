@@ -28,6 +28,7 @@ from .answers import (
     unreadable,
 )
 from .claim import Claim
+from .current import Recovers
 from .reading import Reader, patience_ms
 from .settings import Settings
 from .waiters import Place, Waiters
@@ -48,6 +49,7 @@ class BoundIdempotency:
         reader: finds the claims.
         keeper: renews the leases.
         waiters: counts those who wait in this process.
+        recovers: keeps the steps of a run; ``None`` where there is no database.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class BoundIdempotency:
         reader: Reader,
         keeper: Keeper,
         waiters: Waiters,
+        recovers: Recovers | None = None,
     ) -> None:
         self.store = store
         self._settings = settings
@@ -66,6 +69,7 @@ class BoundIdempotency:
         self._reader = reader
         self._keeper = keeper
         self._waiters = waiters
+        self._recovers = recovers
 
     # --- before the view ------------------------------------------------------------------------
 
@@ -222,6 +226,7 @@ class BoundIdempotency:
         attempt = claim.attempt
         index, fence, number, taken_over = cast("tuple[int, int, int, int]", outcome.values)
         attempt.key_name, attempt.fence, attempt.attempt = claim.names[index], fence, number
+        attempt.recovers = self._recovers
         claim.call.state.idempotency = attempt
         self._keeper.keep(claim.token, self.store, claim, lease_ms=claim.lease_ms)
         if taken_over:

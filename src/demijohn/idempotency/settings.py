@@ -71,6 +71,8 @@ class Settings:
 
     default: bool = setting("default", config.boolean, False, of_application=True)
     methods: tuple[str, ...] = setting("methods", config.words(str.upper), ("POST", "PATCH"))
+    atomic: bool = setting("atomic", config.boolean, False)
+    retry: int = setting("retry", config.integer(0), 0)
     required: bool = setting("required", config.boolean, False)
     headers: tuple[str, ...] = setting("headers", config.words(), ("Idempotency-Key",))
     forms: bool = setting("forms", config.boolean, False)
@@ -127,6 +129,8 @@ class RouteOptions(TypedDict, total=False):
     """
 
     methods: Collection[str]
+    atomic: bool
+    retry: int
     required: bool
     headers: Collection[str]
     forms: bool

@@ -48,6 +48,33 @@ class Place:
         return seen[1]
 
 
+class Running:
+    """The keys whose views run in this process."""
+
+    def __init__(self) -> None:
+        self.renew_after_fork()
+        renew_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Begin with nothing running: threads stay with the parent."""
+        self._lock = threading.Lock()
+        self._keys: dict[str, int] = {}
+
+    def add(self, key: str) -> bool:
+        """Note that a request begins; return whether another one with ``key`` has not ended."""
+        with self._lock:
+            others = self._keys.get(key, 0)
+            self._keys[key] = others + 1
+        return others > 0
+
+    def remove(self, key: str) -> None:
+        """Note that a request has ended; one that began before a fork is not known any more."""
+        with self._lock:
+            left = self._keys.pop(key, 1) - 1
+            if left:
+                self._keys[key] = left
+
+
 class Waiters:
     """How many duplicates wait in this process, and how many may.
 

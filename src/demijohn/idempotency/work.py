@@ -1,0 +1,253 @@
+"""One request's work in its transaction: begun with the key, concluded with the response."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from flask import abort, has_request_context, request
+from sqlalchemy.exc import DBAPIError
+from werkzeug.exceptions import HTTPException
+
+from ..flow import Result
+from ..records.dialects import Trouble
+from ..records.keys import Claimant, Moved, Record
+from ..records.steps import Steps
+from ..records.transaction import Transaction
+from ..streams import gather
+from . import signals
+from .answers import conflict, is_streamed, unavailable
+from .claim import Claim
+from .reading import patience_ms
+
+if TYPE_CHECKING:
+    from flask import Response
+
+    from .atomic import BoundAtomic
+
+log = logging.getLogger("demijohn.idempotency")
+
+MOST_CLAIMS: Final = 5
+"""How often a claim is repeated that the database could not serialise, or that found a record just
+gone. Each means that another one got on."""
+RESOLVE_PAUSES_S: Final = (0.05, 0.2, 0.5, 1.0)
+"""Between attempts to find out whether a COMMIT whose answer was lost has happened."""
+
+
+class Undone(Exception):
+    """The database has rolled the transaction back under the view (MariaDB, at a deadlock)."""
+
+
+class Work:
+    """The transaction of one request.
+
+    Args:
+        policy: settings and database.
+        claim: the request's.
+        is_duplicate: whether a request with the same key runs in this process.
+    """
+
+    def __init__(self, policy: BoundAtomic, claim: Claim, *, is_duplicate: bool) -> None:
+        self._policy = policy
+        self._claim = claim
+        self._who = Claimant(claim.names[0], claim.fingerprint, claim.token)
+        self._is_duplicate = is_duplicate
+        self._transaction: Transaction | None = None
+        self._concluded = False
+
+    # --- before the view ------------------------------------------------------------------------
+
+    def begin(self) -> Record | None:
+        """Claim the key, and have the view's sessions join; or return the record that is there.
+
+        Raises:
+            HTTPException: another request is in the way, or the database cannot be asked.
+        """
+        self._policy.database.prepare()
+        self._policy.database.settle()
+        with self._waiting() as patience:
+            for _ in range(MOST_CLAIMS):
+                try:
+                    found = self._try_to_claim(patience)
+                except Moved:
+                    self.close()
+                except DBAPIError as error:
+                    self.close()
+                    self._judge_claim(error)
+                else:
+                    return found
+        raise unavailable(1000)
+
+    def _try_to_claim(self, wait_ms: int) -> Record | None:
+        """Claim in a transaction that is new, and stays open if the key is ours."""
+        keys = self._policy.keys
+        mine = request._get_current_object()  # type: ignore[attr-defined]
+
+        def is_this_request() -> bool:
+            return has_request_context() and request._get_current_object() is mine  # type: ignore[attr-defined]
+
+        self._transaction = transaction = Transaction(self._policy.database.engine, is_this_request)
+        for name in self._claim.names[1:]:  # only while a secret is being rotated
+            earlier = keys.read(transaction.connection, name)
+            if earlier is not None and not earlier.is_over:
+                self.close()
+                return earlier
+        found = keys.claim(transaction.connection, self._who, wait_ms)
+        if found is not None:
+            self.close()
+            return found
+        transaction.admit()
+        return None
+
+    def _judge_claim(self, error: DBAPIError) -> None:
+        trouble = self._policy.database.dialect.trouble(error)
+        if trouble is Trouble.BUSY:
+            raise conflict(self._claim, 1000) from error
+        if trouble is Trouble.LOST:
+            self._claim.tell(signals.store_failed, error=error, phase="before")
+            raise unavailable(1000) from error
+        if trouble is Trouble.MISTAKE:
+            raise error
+
+    @contextmanager
+    def _waiting(self) -> Iterator[int]:
+        """Give how long to wait, in milliseconds; a duplicate of what runs here takes a place.
+
+        The wait is in the database, and holds a connection and a thread.
+        """
+        patience = patience_ms(self._claim.call.request, self._policy.settings.wait_ms)
+        if not self._is_duplicate:
+            yield patience
+            return
+        started = time.monotonic()
+        with self._policy.waiters.place(self._who.key) as place:
+            if place is None or not patience:
+                raise conflict(self._claim, 1000)
+            yield patience
+        waited_ms = int((time.monotonic() - started) * 1000)
+        self._claim.tell(signals.waited, waited_ms=waited_ms, status="over")
+
+    # --- after the view -------------------------------------------------------------------------
+
+    def seal(self, response: Response) -> None:
+        """Commit with ``response``, or undo what the view has written if it is not stored."""
+        self._conclude(Result(response))
+
+    def again(self, error: Exception) -> bool:
+        """Begin anew, so that the view runs again, if the database asks for that and it may.
+
+        Raises:
+            HTTPException: it may not, or another request has been carried out meanwhile.
+        """
+        trouble = self._trouble(error)
+        if trouble is Trouble.MISTAKE:
+            return False
+        self.close()
+        attempt = self._claim.attempt
+        if trouble is Trouble.LOST or attempt.attempt > self._policy.settings.retry:
+            self._claim.tell(signals.store_failed, error=error, phase="after")
+            log.warning("undone: %s: %s", self._claim.endpoint, error)
+            raise unavailable(1000) from error
+        found = self.begin()
+        if found is not None:
+            abort(self._policy.answer(self._claim, found))
+        attempt.attempt += 1
+        return True
+
+    def _trouble(self, error: Exception) -> Trouble:
+        if isinstance(error, Undone):
+            return Trouble.CONFLICT
+        if isinstance(error, HTTPException):
+            return Trouble.MISTAKE  # the view's own answer, whatever led to it
+        return self._policy.database.dialect.trouble(error)
+
+    def conclude_or_refuse(self, result: Result) -> None:
+        """Conclude, if that has not happened, where the view cannot run again any more.
+
+        Raises:
+            HTTPException: it could not be committed; then nothing was.
+        """
+        try:
+            self._conclude(result)
+        except (DBAPIError, Undone) as error:
+            self.close()
+            if self._trouble(error) is Trouble.MISTAKE:
+                raise
+            self._claim.tell(signals.store_failed, error=error, phase="after")
+            raise unavailable(1000) from error
+
+    def _conclude(self, result: Result) -> None:
+        transaction = self._transaction
+        if self._concluded or transaction is None:
+            return
+        policy, claim = self._policy, self._claim
+        if not policy.answers.is_stored(claim, result):
+            self.close()
+            claim.tell(signals.released)
+            return
+        # The body is made while the view's sessions still work: it may read from them.
+        frame = policy.answers.frame(result.response, self._body(result.response))
+        transaction.dismiss()
+        settings = policy.settings
+        if claim.attempt.has_steps:
+            # The key is done with: a later use of it must not find them.
+            Steps(policy.database, claim.name).forget(transaction.connection)
+        if not policy.keys.complete(
+            transaction.connection,
+            self._who,
+            frame,
+            ttl_ms=settings.ttl_ms,
+            tombstone_ms=settings.tombstone_ms,
+        ):
+            raise Undone(f"the transaction of {claim.endpoint} was rolled back under the view")
+        self._commit(transaction)
+        self._concluded = True
+        self.close()
+        claim.tell(signals.completed)
+
+    def _body(self, response: Response | None) -> bytes | None:
+        if response is None:
+            return None
+        if is_streamed(response):
+            return gather(response, self._policy.settings.max_body)
+        return response.get_data()
+
+    def _commit(self, transaction: Transaction) -> None:
+        try:
+            transaction.commit()
+        except DBAPIError as error:
+            if self._trouble(error) is not Trouble.LOST:
+                raise
+            transaction.abandon()
+            if not self._has_committed():
+                raise
+            log.warning("the answer to a COMMIT was lost, which had happened: %s", error)
+
+    def _has_committed(self) -> bool:
+        """Find out, on a new connection, what became of a COMMIT whose answer was lost.
+
+        The server may still be at it. So the key is claimed for another, which waits for the end
+        of the old transaction, and finds its record or does not.
+        """
+        database = self._policy.database
+        probe, keys = self._who._replace(token=os.urandom(16)), self._policy.keys
+        for pause_s in RESOLVE_PAUSES_S:
+            try:
+                with database.engine.connect() as connection:
+                    found = keys.claim(connection, probe, self._policy.settings.wait_ms)
+                    connection.rollback()
+            except (DBAPIError, Moved):
+                time.sleep(pause_s)
+            else:
+                return found is not None and found.token == self._who.token
+        return False
+
+    def close(self) -> None:
+        """Undo what is not committed, and give the connection back."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            transaction.close()

@@ -1,0 +1,12 @@
+"""Rows of Demijohn's own in the user's database, written in the user's transaction.
+
+:data:`metadata` holds the tables, for Alembic; ``flask demijohn init-db`` makes them. Nothing but
+this package, and the store on SQL databases, imports SQLAlchemy.
+"""
+
+from .database import Database
+from .dialects import real_transactions
+from .schema import create, missing, verify
+from .tables import metadata
+
+__all__ = ["Database", "create", "metadata", "missing", "real_transactions", "verify"]

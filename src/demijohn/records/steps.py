@@ -1,0 +1,78 @@
+"""What the finished steps of a key's view have given, each committed on its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, delete, insert, literal_column, select
+from sqlalchemy.exc import IntegrityError
+
+from .database import Database
+from .tables import steps
+
+
+class Saved(NamedTuple):
+    """A finished step. ``result`` is JSON."""
+
+    name: str
+    result: bytes
+
+
+class Steps:
+    """The steps of one key.
+
+    Args:
+        database: where they are.
+        key: the name of the key's row.
+    """
+
+    def __init__(self, database: Database, key: str) -> None:
+        self._engine = database.engine
+        self._key = key
+        self._now: ColumnElement[int] = literal_column(database.dialect.now, BigInteger)
+
+    def load(self) -> list[Saved]:
+        """Return the finished steps, in order."""
+        wanted = (
+            select(steps.c.name, steps.c.result)
+            .where(steps.c.key == self._key, steps.c.expires > self._now)
+            .order_by(steps.c.position)
+        )
+        with self._engine.connect() as connection:
+            return [Saved(*row) for row in connection.execute(wanted)]
+
+    def save(self, position: int, step: Saved, *, ttl_ms: int, first: bool) -> Saved:
+        """Commit what a step has given.
+
+        Args:
+            position: of the step in its view, from 0.
+            step: its name and result.
+            ttl_ms: how long it is kept, in milliseconds.
+            first: whether nothing of this key has been finished, so that what is found of it is
+                left over from an earlier use.
+
+        Returns:
+            The step as it is kept: what another run has saved meanwhile stays.
+        """
+        values = {"key": self._key, "position": position, **step._asdict()}
+        try:
+            with self._engine.begin() as connection:
+                if first:
+                    self.forget(connection)
+                connection.execute(insert(steps).values(**values, expires=self._now + ttl_ms))
+        except IntegrityError:
+            return self.load()[position]
+        return step
+
+    def forget(self, connection: Connection) -> None:
+        """Remove them, in the transaction of ``connection``."""
+        connection.execute(delete(steps).where(steps.c.key == self._key))
+
+
+def purge(connection: Connection, now: ColumnElement[int], most: int) -> int:
+    """Remove up to ``most`` steps that are over; return how many there were."""
+    over = select(steps.c.key, steps.c.position).where(steps.c.expires <= now).limit(most)
+    rows = connection.execute(over).all()
+    for key, position in rows:
+        connection.execute(delete(steps).where(steps.c.key == key, steps.c.position == position))
+    return len(rows)
