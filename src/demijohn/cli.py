@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from flask import Flask, current_app
@@ -18,6 +18,9 @@ from .idempotency.bound import Bound, bound_to
 from .idempotency.claim import row_names
 from .principal import ANONYMOUS, Principal
 from .stores import Store
+
+if TYPE_CHECKING:
+    from .records import Database
 
 PREFIX: Final = "idempotency:"
 STATES: Final = tuple(state.name.lower() for state in core.State if state is not core.State.ABSENT)
@@ -69,6 +72,38 @@ def stores() -> None:
         click.echo(f"{name}: {word} {health.kind} {health.latency_ms:.1f} ms {health.detail}")
     if failed:
         raise SystemExit(1)
+
+
+def _database() -> Database:
+    binding = _app().extensions.get("demijohn")
+    if not isinstance(binding, Binding) or binding.database is None:
+        raise click.ClickException("no database is bound: give Demijohn(app, db=...)")
+    return binding.database
+
+
+@group.command("init-db")
+@click.option("--check", is_flag=True, help="Make nothing; exit 1 if something is missing.")
+def init_db(check: bool) -> None:
+    """Make Demijohn's tables in the database; what is there is left as it is."""
+    database = _database()
+    try:
+        if not check:
+            database.create()
+        database.prepare()
+    except DemijohnError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("all tables are there")
+
+
+@group.command("purge")
+@click.option("--batch", default=500, show_default=True, help="Rows in one transaction.")
+def purge(batch: int) -> None:
+    """Remove the records of the database that are over: keys after their time, and steps.
+
+    Stores remove by themselves what is over; run this once a day or so, at any time.
+    """
+    for kind, count in _database().purge(batch).items():
+        click.echo(f"{kind}: {count} removed")
 
 
 @keys.command("list")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import UsageError
 from ..records import Database
-from ..records.steps import Saved, Steps
+from ..records.steps import Saved
 from .current import Attempt
 from .recovery import Recovery
 
@@ -37,7 +37,7 @@ class Recoveries:
                 "idempotency.step() in an atomic view would wait for the view's own transaction:"
                 " SQLite has one writer. Use steps without atomic=True there"
             )
-        steps = Steps(self._database, attempt.key_name)
+        steps = self._database.steps(attempt.key_name)
         may_resume = self._atomic or attempt.attempt > 1
 
         def load() -> list[tuple[str, bytes]]:

@@ -16,7 +16,6 @@ from werkzeug.exceptions import HTTPException
 from ..flow import Result
 from ..records.dialects import Trouble
 from ..records.keys import Claimant, Moved, Record
-from ..records.steps import Steps
 from ..records.transaction import Transaction
 from ..streams import gather
 from . import signals
@@ -195,7 +194,7 @@ class Work:
         settings = policy.settings
         if claim.attempt.has_steps:
             # The key is done with: a later use of it must not find them.
-            Steps(policy.database, claim.name).forget(transaction.connection)
+            policy.database.steps(claim.name).forget(transaction.connection)
         if not policy.keys.complete(
             transaction.connection,
             self._who,

@@ -6,7 +6,8 @@ this package, and the store on SQL databases, imports SQLAlchemy.
 
 from .database import Database
 from .dialects import real_transactions
+from .purging import purge
 from .schema import create, missing, verify
 from .tables import metadata
 
-__all__ = ["Database", "create", "metadata", "missing", "real_transactions", "verify"]
+__all__ = ["Database", "create", "metadata", "missing", "purge", "real_transactions", "verify"]

@@ -14,6 +14,8 @@ from demijohn.errors import ConfigError
 
 from . import schema, transaction
 from .dialects import CURE, Dialect, dialect_of
+from .purging import purge
+from .steps import Steps
 
 Source: TypeAlias = object
 """An ``Engine``, ``sessionmaker``, ``scoped_session``, or the extension object of
@@ -52,6 +54,18 @@ class Database:
     def has_sessions(self) -> bool:
         """Whether sessions are made that can join a transaction; an engine makes none."""
         return self._maker is not None
+
+    def create(self) -> None:
+        """Make the tables; see :func:`demijohn.records.create`."""
+        schema.create(self.engine)
+
+    def steps(self, key: str) -> Steps:
+        """Return the steps of the key whose row is named ``key``."""
+        return Steps(self.engine, self.dialect, key)
+
+    def purge(self, batch: int) -> dict[str, int]:
+        """Remove what is over; see :func:`demijohn.records.purge`."""
+        return purge(self.engine, batch)
 
     def prepare(self) -> None:
         """Check, once, that the database has what is needed.

@@ -11,7 +11,15 @@ import enum
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Engine, TextClause, event, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Engine,
+    TextClause,
+    event,
+    literal_column,
+    text,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -42,7 +50,7 @@ class Dialect:
     """
 
     def __init__(self, now: str, claim: str, codes: Mapping[object, Trouble]) -> None:
-        self.now = now
+        self.clock: ColumnElement[int] = literal_column(now, BigInteger)
         self.claim: TextClause = text(claim.format(table=keys.name, now=now, row=_RECORD))
         self._codes = codes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, delete, literal_column, select, update
+from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.engine import CursorResult
 
 from .dialects import Dialect
@@ -52,7 +52,7 @@ class Keys:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._now: ColumnElement[int] = literal_column(dialect.now, BigInteger)
+        self._now = dialect.clock
         columns = (keys.c[name] for name in Record._fields if name != "now")
         self._select = select(*columns, self._now.label("now"))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, delete, insert, literal_column, select
+from sqlalchemy import Connection, Engine, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from .database import Database
+from .dialects import Dialect
 from .tables import steps
 
 
@@ -22,14 +22,15 @@ class Steps:
     """The steps of one key.
 
     Args:
-        database: where they are.
+        engine: of the database.
+        dialect: what is said to it.
         key: the name of the key's row.
     """
 
-    def __init__(self, database: Database, key: str) -> None:
-        self._engine = database.engine
+    def __init__(self, engine: Engine, dialect: Dialect, key: str) -> None:
+        self._engine = engine
         self._key = key
-        self._now: ColumnElement[int] = literal_column(database.dialect.now, BigInteger)
+        self._now = dialect.clock
 
     def load(self) -> list[Saved]:
         """Return the finished steps, in order."""
@@ -68,11 +69,14 @@ class Steps:
         """Remove them, in the transaction of ``connection``."""
         connection.execute(delete(steps).where(steps.c.key == self._key))
 
-
-def purge(connection: Connection, now: ColumnElement[int], most: int) -> int:
-    """Remove up to ``most`` steps that are over; return how many there were."""
-    over = select(steps.c.key, steps.c.position).where(steps.c.expires <= now).limit(most)
-    rows = connection.execute(over).all()
-    for key, position in rows:
-        connection.execute(delete(steps).where(steps.c.key == key, steps.c.position == position))
-    return len(rows)
+    @staticmethod
+    def purge(dialect: Dialect, connection: Connection, most: int) -> int:
+        """Remove up to ``most`` steps that are over, of any key; return how many there were."""
+        now = dialect.clock
+        over = select(steps.c.key, steps.c.position).where(steps.c.expires <= now).limit(most)
+        rows = connection.execute(over).all()
+        for key, position in rows:
+            connection.execute(
+                delete(steps).where(steps.c.key == key, steps.c.position == position)
+            )
+        return len(rows)
