@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from tests.servers import RedisServer
 
 from . import timing, wakeup
+from .atomic import atomic_cases
 from .cases import STORES, request_cases
 from .report import Run, document, environment, table
 
@@ -69,13 +70,14 @@ def _run(stores: set[str], *, quick: bool) -> Run:
         server = stack.enter_context(RedisServer()) if "redis" in stores else None
         url = server.url() if server else None
         on = environment(_name(server) if server else None)
-        cases = request_cases(folder, url, stores)
+        atomic = stack.enter_context(atomic_cases(folder, stores))
+        cases = {**request_cases(folder, url, stores), **atomic.cases}
         times = timing.measure(cases, rounds=effort.rounds, calls=effort.calls)
         scenes = stack.enter_context(wakeup.scenes_of(_waited_on(folder, url, stores), url))
         wakes = wakeup.measure(
             scenes, samples=effort.samples, crowd=effort.crowd, crowds=effort.crowds
         )
-    return Run(times, wakes, on, quick)
+    return Run(times, wakes, on, atomic.statements, quick)
 
 
 def _name(server: RedisServer) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import cases
+from . import atomic, cases
 from .timing import Times
 from .wakeup import Percentiles, Wakes
 
@@ -83,6 +83,30 @@ def beside(times: Mapping[str, Times], wakes: Mapping[str, Wakes]) -> Iterator[t
     if "Redis, 1 waiter" in wakes:
         answered, raw = _of_one(wakes, lambda wake: wake.answered_ms)
         yield "answered on Redis p50 / raw pub/sub", answered.p50 / raw.p50
+
+
+def atomic_bars(times: Mapping[str, Times], statements: Mapping[str, int]) -> Iterator[Bar]:
+    """Yield the bars for the record in the view's own transaction, as far as they were measured."""
+    for database in _databases(times):
+        view, first, replay = atomic.names(database)
+        more = statements[first] - statements[view]
+        yield Bar(f"atomic first, {database}: statements more than the view", more, 2)
+        yield Bar(f"atomic replay, {database}: statements", statements[replay], 1)
+        if database == "SQLite full":
+            ratio = times[first].median / times[view].median
+            yield Bar(f"atomic first / view on {database}", ratio, 1.5)
+
+
+def beside_atomic(times: Mapping[str, Times]) -> Iterator[tuple[str, float]]:
+    """Yield what the record costs on each database, as a ratio to the view alone."""
+    for database in _databases(times):
+        view, first, replay = (times[name].median for name in atomic.names(database))
+        yield f"atomic first / view on {database}", first / view
+        yield f"atomic replay / view on {database}", replay / view
+
+
+def _databases(times: Mapping[str, Times]) -> list[str]:
+    return [name.removeprefix("view on ") for name in times if name.startswith("view on ")]
 
 
 def wake_bars(wakes: Mapping[str, Wakes]) -> Iterator[Bar]:

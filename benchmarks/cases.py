@@ -20,7 +20,7 @@ GET_IN_VIEW: Final = "raw: one GET in a view"
 TWO_SCRIPTS_IN_VIEW: Final = "raw: two EVALSHA in a view"
 PEER: Final = "flask-idempotent's protocol"
 SQLITE_MODES: Final = ("normal", "full")
-STORES: Final = ("memory", "sqlite", "redis")
+STORES: Final = ("memory", "sqlite", "redis", "postgres", "mariadb")
 
 
 def request_cases(folder: Path, url: str | None, stores: Collection[str]) -> dict[str, Case]:

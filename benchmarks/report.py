@@ -7,7 +7,7 @@ import platform
 import sqlite3
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -17,7 +17,16 @@ from .cases import BARE
 from .timing import Times
 from .wakeup import Percentiles, Wakes
 
-LIBRARIES: Final = ("flask", "werkzeug", "msgspec", "redis", "hiredis")
+LIBRARIES: Final = (
+    "flask",
+    "werkzeug",
+    "msgspec",
+    "redis",
+    "hiredis",
+    "sqlalchemy",
+    "psycopg",
+    "pymysql",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +36,25 @@ class Run:
     times: Mapping[str, Times]
     wakes: Mapping[str, Wakes]
     environment: Mapping[str, object]
+    statements: Mapping[str, int] = field(default_factory=dict)
     quick: bool = False
 
     @property
     def bars(self) -> list[Bar]:
         """All bars for which there are measurements."""
-        return [*bars_of.request_bars(self.times), *bars_of.wake_bars(self.wakes)]
+        return [
+            *bars_of.request_bars(self.times),
+            *bars_of.atomic_bars(self.times, self.statements),
+            *bars_of.wake_bars(self.wakes),
+        ]
 
     @property
     def beside(self) -> list[tuple[str, float]]:
         """What helps to judge the bars."""
-        return list(bars_of.beside(self.times, self.wakes))
+        return [
+            *bars_of.beside(self.times, self.wakes),
+            *bars_of.beside_atomic(self.times),
+        ]
 
     @property
     def null_check(self) -> float:
@@ -140,6 +157,7 @@ def document(run: Run) -> dict[str, Any]:
         "environment": dict(run.environment),
         "null_check": round(run.null_check, 4),
         "microseconds": {name: _time(each) for name, each in run.times.items()},
+        "statements": dict(run.statements),
         "waking_ms": {name: _wake(each) for name, each in run.wakes.items()},
         "bars": [
             {

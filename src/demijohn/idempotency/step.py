@@ -84,7 +84,7 @@ class step(Generic[R]):  # noqa: N801 - reads as a statement
 
     @property
     def result(self) -> Any:
-        """What the step has given, now or in an earlier run: as JSON has it."""
+        """What the step has given now or in an earlier run, as JSON has it."""
         if not self.done:
             raise UsageError(f"step {self.name!r} has no result yet: call save(), or end the block")
         return self._result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, delete, select, update
 from sqlalchemy.engine import CursorResult
 
 from .dialects import Dialect
@@ -54,7 +54,19 @@ class Keys:
         self._dialect = dialect
         self._now = dialect.clock
         columns = (keys.c[name] for name in Record._fields if name != "now")
-        self._select = select(*columns, self._now.label("now"))
+        # Made once: to build a statement costs as much as to send it.
+        mine = keys.c.key == bindparam("of_key")
+        self._read = select(*columns, self._now.label("now")).where(mine)
+        until = self._now + bindparam("ttl_ms", type_=BigInteger)
+        self._complete = (
+            update(keys)
+            .where(mine, keys.c.token == bindparam("of_token"))
+            .values(
+                frame=bindparam("of_frame"),
+                until=until,
+                expires=until + bindparam("tombstone_ms", type_=BigInteger),
+            )
+        )
 
     def claim(self, connection: Connection, who: Claimant, wait_ms: int) -> Record | None:
         """Insert the record of a key, or return the one that is there.
@@ -96,7 +108,7 @@ class Keys:
 
     def read(self, connection: Connection, key: str) -> Record | None:
         """Return the record of ``key``."""
-        row = connection.execute(self._select.where(keys.c.key == key)).first()
+        row = connection.execute(self._read, {"of_key": key}).first()
         return None if row is None else Record._make(row)
 
     def complete(
@@ -114,13 +126,9 @@ class Keys:
         Returns:
             False when the record is not there: the database has undone the transaction.
         """
-        until = self._now + ttl_ms
-        result = connection.execute(
-            update(keys)
-            .where(keys.c.key == who.key, keys.c.token == who.token)
-            .values(frame=frame, until=until, expires=until + tombstone_ms)
-        )
-        return _rows(result) == 1
+        values = {"of_key": who.key, "of_token": who.token, "of_frame": frame}
+        times = {"ttl_ms": ttl_ms, "tombstone_ms": tombstone_ms}
+        return _rows(connection.execute(self._complete, {**values, **times})) == 1
 
     def purge(self, connection: Connection, most: int) -> int:
         """Remove up to ``most`` records that are over; return how many there were."""

@@ -24,7 +24,7 @@ def purge(engine: Engine, batch: int = BATCH) -> dict[str, int]:
         batch: how many rows are removed in one transaction.
 
     Returns:
-        How many rows of each kind were removed: ``keys`` and ``steps``.
+        The number of rows removed, by ``keys`` and ``steps``.
     """
     dialect = dialect_of(engine)
     kinds: dict[str, Callable[[Connection], int]] = {
