@@ -42,12 +42,18 @@ napoleon_custom_sections = [("Source", "notes")]
 # the documentation is built without it.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(flask|werkzeug|jinja2|click|blinker|msgspec|redis|httpx|requests)(\..*)?"),
+    (
+        r"py:.*",
+        r"(flask|werkzeug|jinja2|click|blinker|msgspec|redis|httpx|requests|sqlalchemy)(\..*)?",
+    ),
     (r"py:.*", r"(collections|contextlib|datetime|enum|pathlib|threading|types|typing)\..*"),
     (r"py:.*", r"Blueprint|Flask|HTTPException|Request|Response|WSGIEnvironment"),
     (r"py:.*", "|".join(dir(builtins))),
     # Type aliases are documented as data, and named in signatures as if they were classes.
-    (r"py:class", r"StoreLocation|PrincipalHook|Json|BaseAdapter|demijohn\.extension\.Binding"),
+    (
+        r"py:class",
+        r"StoreLocation|PrincipalHook|Json|BaseAdapter|demijohn\.extension\.Binding|.*\.Recovery",
+    ),
     # What is private, and type variables: named in signatures, documented nowhere.
     (r"py:(class|obj)", r"(.*\.)?(_\w+|[A-Z])"),
 ]

@@ -90,7 +90,7 @@ class Idempotency:
     Args:
         app: the application; without one, call :meth:`init_app` later.
         stores: as ``DEMIJOHN_STORES``: a store URL, or URLs by name.
-        db: the application's database, for ``atomic=True``; as for :class:`demijohn.Demijohn`.
+        db: the application's database, for ``atomic=True``; as for :class:`demijohn.app.Demijohn`.
         options: override ``DEMIJOHN_IDEMPOTENCY`` for this application; see :class:`Options`.
 
     Raises:

@@ -77,7 +77,7 @@ class step(Generic[R]):  # noqa: N801 - reads as a statement
 
     @property
     def key(self) -> str:
-        """A key for the service behind the step: the same in every run; see ``derive``."""
+        """A key for the service behind the step, the same in every run; see ``derive``."""
         if self._attempt is None:
             raise UsageError(f"step {self.name!r}: key is known within the block only")
         return self._attempt.derive(f"step:{self.name}")
