@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from flask import abort
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
 from demijohn import idempotency, records
 from demijohn.errors import ConfigError, UsageError
 from demijohn.idempotency import signals
+from demijohn.records.keys import Keys
 from demijohn.records.tables import keys
 from tests.acceptance.conftest import heard, new_key
 from tests.atomic.shop import Order, Shop
@@ -24,15 +25,16 @@ from tests.atomic.test_atomic import replayed
 Make = Callable[..., Shop]
 
 
-def kill(engine: Engine, session: Session) -> None:
-    """Have the server end the connection of ``session``."""
+def killing(engine: Engine, session: Session) -> str:
+    """Return the command by which the server ends the connection of ``session``."""
     connection = session.connection()
     if engine.dialect.name == "postgresql":
         number = connection.scalar(text("SELECT pg_backend_pid()"))
-        command = f"SELECT pg_terminate_backend({number}, 5000)"
-    else:
-        number = connection.scalar(text("SELECT connection_id()"))
-        command = f"KILL {number}"
+        return f"SELECT pg_terminate_backend({number}, 5000)"
+    return f"KILL {connection.scalar(text('SELECT connection_id()'))}"
+
+
+def kill(engine: Engine, command: str) -> None:
     with engine.connect() as other:
         other.execute(text(command))
 
@@ -217,7 +219,7 @@ def test_connection_that_breaks_in_the_view_leaves_nothing(shop: Shop, server: E
             session.flush()
             if not broken:
                 broken.append(1)
-                kill(server, session)
+                kill(server, killing(server, session))
             session.add(Order(what="whole"))
             session.commit()
         return {}, 201
@@ -237,7 +239,7 @@ def test_connection_that_breaks_between_view_and_commit_leaves_nothing(
         with shop.make_session() as session:
             session.add(Order(what="half"))
             session.commit()
-            kill(server, session)
+            kill(server, killing(server, session))
         return {}, 201
 
     shop.add("/view", view)
@@ -401,7 +403,7 @@ def test_statement_that_waits_for_the_database_is_not_made_to_wait_less(
 def test_claim_that_always_finds_a_record_just_gone_gives_up(
     shop: Shop, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from demijohn.records.keys import Keys, Moved
+    from demijohn.records.keys import Moved
 
     tries: list[int] = []
 
@@ -421,3 +423,133 @@ def test_engine_takes_listeners_once(engine: Engine) -> None:
     with engine.begin():
         pass
     assert begun == [1]
+
+
+# --- where the view has answered by an exception ------------------------------------------------
+
+
+def test_refusal_whose_transaction_was_undone_is_a_503(shop: Shop, server: Engine) -> None:
+    def view() -> Any:
+        with shop.make_session() as session:
+            session.add(Order(what="undone"))
+            session.flush()
+            session.connection().connection.rollback()
+            session.connection().exec_driver_sql("SELECT 1")
+            session.rollback() if server.dialect.name == "none" else None
+            abort(422)
+
+    shop.add("/view", view)
+    assert shop.post(new_key(), "/view").status_code in {500, 503}
+    assert (shop.orders(), shop.records()) == ([], 0)
+
+
+def test_refusal_whose_connection_breaks_is_a_503(shop: Shop, server: Engine) -> None:
+    def view() -> Any:
+        with shop.make_session() as session:
+            session.add(Order(what="half"))
+            session.commit()
+            kill(server, killing(server, session))
+        abort(422)
+
+    shop.add("/view", view)
+    with heard(signals.store_failed) as seen:
+        assert shop.post(new_key(), "/view").status_code == 503
+    assert len(seen) == 1
+    assert (shop.orders(), shop.records()) == ([], 0)
+
+
+def test_mistake_while_a_refusal_is_recorded_is_a_500(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ProgrammingError("UPDATE", {}, Exception("no such column"))
+
+    monkeypatch.setattr(Keys, "complete", fail)
+    shop.add("/view", lambda: abort(422))
+    assert shop.post(new_key(), "/view").status_code == 500
+    assert shop.records() == 0
+
+
+def test_outcome_that_cannot_be_looked_up_is_a_503(
+    shop: Shop, server: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demijohn.idempotency.work.RESOLVE_PAUSES_S", (0, 0))
+    claim, tries = Keys.claim, list[int]()
+
+    def only_once(*args: Any) -> Any:
+        tries.append(1)
+        if len(tries) > 1:
+            raise_lost_error(server)
+        return claim(*args)
+
+    monkeypatch.setattr(Keys, "claim", only_once)
+
+    def view() -> Any:
+        with shop.make_session() as session:
+            session.add(Order(what="half"))
+            command = killing(server, session)
+            session.commit()
+        kill(server, command)
+        return {}, 201
+
+    monkeypatch.setattr(Keys, "complete", lambda *_, **__: True)  # so that COMMIT notices first
+    shop.add("/view", view)
+    assert shop.post(new_key(), "/view").status_code == 503
+    assert len(tries) == 3
+    assert shop.orders() == []
+
+
+def raise_lost_error(engine: Engine) -> None:
+    raise OperationalError("SELECT", {}, Exception("the connection is gone"))
+
+
+def test_request_that_was_overtaken_while_it_ran_again_gets_the_others_response(
+    make_shop: Make, server: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = make_shop(retry=1)
+    deadlock = Deadlock(shop, server)
+    shop.add("/view", deadlock.view)
+    key, others = new_key(), list[Any]()
+    database = shop.app.extensions["demijohn"].database
+    settle = database.settle
+
+    def overtaken() -> None:
+        if deadlock.runs == 1 and not others:  # undone, and about to claim again
+            others.append(None)
+            others[0] = shop.post(key, "/view")
+        settle()
+
+    monkeypatch.setattr(database, "settle", overtaken)
+    answer = shop.post(key, "/view")
+    assert replayed(answer)
+    assert answer.data == others[0].data
+    assert shop.orders() == ["one", "two", "run 2"]
+
+
+def test_transaction_that_cannot_begin_gives_its_connection_back(
+    make_shop: Make, engine: Engine
+) -> None:
+    shop = make_shop()
+    shop.post(new_key())
+
+    def refuse(_: Any) -> None:
+        raise OperationalError("BEGIN", {}, Exception())
+
+    event.listen(engine, "begin", refuse)
+    try:
+        assert shop.post(new_key()).status_code == 503
+    finally:
+        event.remove(engine, "begin", refuse)
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_tables_are_as_migrations_would_have_them(engine: Engine) -> None:
+    alembic = pytest.importorskip("alembic.autogenerate")
+    from alembic.migration import MigrationContext
+
+    mine = set(records.metadata.tables)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"include_name": lambda name, kind, _: kind != "table" or name in mine}
+        )
+        assert alembic.compare_metadata(context, records.metadata) == []

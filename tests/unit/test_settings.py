@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from flask import Blueprint, Response
+from flask import Blueprint, Flask, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,3 +116,19 @@ def test_setting_of_the_application_is_refused_for_a_route(name: str) -> None:
 
 def test_options_can_be_inspected() -> None:
     assert {*get_type_hints(RouteOptions)} < {*get_type_hints(Options)}
+
+
+@pytest.mark.parametrize("name", ["lease", "on_lost", "on_disconnect", "on_store_failure"])
+def test_option_of_leases_is_refused_in_an_atomic_view(name: str) -> None:
+    value = {"lease": 1, "on_lost": "run", "on_disconnect": "finish"}.get(name, "open")
+    with pytest.raises(ConfigError, match=f"{name!r}, which has no meaning with atomic=True"):
+        Idempotency().idempotent(atomic=True, **{name: value})
+
+
+def test_retry_is_refused_where_nothing_is_undone(tmp_path: Path) -> None:
+    app = Flask("app", instance_path=str(tmp_path))
+    extension = Idempotency(app, stores="memory://")
+    app.post("/")(extension.idempotent(retry=1)(dict))
+    app.testing = True
+    with pytest.raises(ConfigError, match="'retry', which is for atomic=True"):
+        app.test_client().post("/")

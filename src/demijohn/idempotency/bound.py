@@ -35,6 +35,11 @@ class Bound:
             ConfigError: the view is to be atomic, and there is no database.
         """
         settings = config.combine(Settings, *self.layers, route)
+        if "retry" in route and not settings.atomic:
+            raise ConfigError(
+                "@idempotent has 'retry', which is for atomic=True: what a view has done before "
+                "it failed is undone only there"
+            )
         if settings.atomic:
             return self._atomic(binding, settings)
         return BoundIdempotency(

@@ -27,6 +27,7 @@ from .settings import (
     Settings,
     default_waiters,
     from_config,
+    refuse_without_meaning,
     server_threads,
 )
 from .waiters import Waiters
@@ -74,7 +75,9 @@ class IdempotentDecorator:
             ConfigError: an option is unknown or wrong.
             UsageError: the view is already decorated so.
         """
-        policy = _Policy(config.parse_layer(Settings, "@idempotent", options, of_route=True))
+        route = config.parse_layer(Settings, "@idempotent", options, of_route=True)
+        refuse_without_meaning(route)
+        policy = _Policy(route)
         if view is not None:
             return guarded(view, policy)
         return lambda decorated: guarded(decorated, policy)

@@ -12,6 +12,7 @@ from flask import Flask, Request, Response
 from .. import config
 from ..config import Duration, setting
 from ..core.idempotency import OnLost
+from ..errors import ConfigError
 from ..fingerprint import Fingerprint, parse_pointers
 from ..frame import NEVER_STORED
 from .keys import compile_pattern
@@ -162,6 +163,29 @@ class Options(RouteOptions, total=False):
 
 
 Layer: TypeAlias = Mapping[str, object]
+
+
+_OF_LEASES: Final = {
+    "lease_ms": "lease",
+    "on_lost": "on_lost",
+    "on_disconnect": "on_disconnect",
+    "on_store_failure": "on_store_failure",
+}
+
+
+def refuse_without_meaning(route: Layer) -> None:
+    """Refuse options of one route that have no effect together.
+
+    Raises:
+        ConfigError: names the option that has none.
+    """
+    if route.get("atomic"):
+        for field, name in _OF_LEASES.items():
+            if field in route:
+                raise ConfigError(
+                    f"@idempotent has {name!r}, which has no meaning with atomic=True: there is "
+                    "no lease, and the database is the view's own"
+                )
 
 
 def from_config(app: Flask) -> Layer:
