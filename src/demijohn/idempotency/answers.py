@@ -121,6 +121,15 @@ def unavailable(retry_after_ms: int) -> refusals.StoreUnavailableError:
     )
 
 
+def outcome_unknown() -> refusals.StoreUnavailableError:
+    """Word the 503 for a request of which nobody can tell now whether it was carried out."""
+    return refusals.StoreUnavailableError(
+        "The database broke off while the request was being committed. Try again with the same "
+        "idempotency key: if it was carried out, its response is there.",
+        retry_after=1,
+    )
+
+
 def unreadable(claim: Claim, error: CorruptRecord) -> refusals.RecordUnreadable:
     """Word the 500 for a request of which nobody knows whether it was carried out."""
     log.error("idempotency record of %s is unreadable: %s", claim.endpoint, error)

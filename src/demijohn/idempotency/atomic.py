@@ -12,8 +12,6 @@ written: else the retry would do it twice.
 
 from __future__ import annotations
 
-import logging
-
 from flask import Response
 
 from ..errors import CorruptRecord
@@ -29,8 +27,6 @@ from .recoveries import Recoveries
 from .settings import Settings
 from .waiters import Running, Waiters
 from .work import Work
-
-log = logging.getLogger("demijohn.idempotency")
 
 
 class BoundAtomic:

@@ -19,7 +19,7 @@ from ..records.keys import Claimant, Moved, Record
 from ..records.transaction import Transaction
 from ..streams import gather
 from . import signals
-from .answers import conflict, is_streamed, unavailable
+from .answers import conflict, is_streamed, outcome_unknown, unavailable
 from .claim import Claim
 from .reading import patience_ms
 
@@ -66,7 +66,7 @@ class Work:
         Raises:
             HTTPException: another request is in the way, or the database cannot be asked.
         """
-        self._policy.database.prepare()
+        self._prepare()
         self._policy.database.settle()
         with self._waiting() as patience:
             for _ in range(MOST_CLAIMS):
@@ -80,6 +80,13 @@ class Work:
                 else:
                     return found
         raise unavailable(1000)
+
+    def _prepare(self) -> None:
+        try:
+            self._policy.database.prepare()
+        except DBAPIError as error:
+            self._judge_claim(error)
+            raise
 
     def _try_to_claim(self, wait_ms: int) -> Record | None:
         """Claim in a transaction that is new, and stays open if the key is ours."""
@@ -122,13 +129,16 @@ class Work:
         if not self._is_duplicate:
             yield patience
             return
-        started = time.monotonic()
         with self._policy.waiters.place(self._who.key) as place:
             if place is None or not patience:
                 raise conflict(self._claim, 1000)
-            yield patience
-        waited_ms = int((time.monotonic() - started) * 1000)
-        self._claim.tell(signals.waited, waited_ms=waited_ms, status="over")
+            started, status = time.monotonic(), "busy"
+            try:
+                yield patience
+                status = "over"
+            finally:
+                waited_ms = int((time.monotonic() - started) * 1000)
+                self._claim.tell(signals.waited, waited_ms=waited_ms, status=status)
 
     # --- after the view -------------------------------------------------------------------------
 
@@ -222,15 +232,18 @@ class Work:
             if self._trouble(error) is not Trouble.LOST:
                 raise
             transaction.abandon()
-            if not self._has_committed():
+            committed = self._has_committed()
+            if committed is None:
+                raise outcome_unknown() from error
+            if not committed:
                 raise
             log.warning("the answer to a COMMIT was lost, which had happened: %s", error)
 
-    def _has_committed(self) -> bool:
+    def _has_committed(self) -> bool | None:
         """Find out, on a new connection, what became of a COMMIT whose answer was lost.
 
         The server may still be at it. So the key is claimed for another, which waits for the end
-        of the old transaction, and finds its record or does not.
+        of the old transaction, and finds its record or does not. ``None``: there is no telling.
         """
         database = self._policy.database
         probe, keys = self._who._replace(token=os.urandom(16)), self._policy.keys
@@ -243,7 +256,7 @@ class Work:
                 time.sleep(pause_s)
             else:
                 return found is not None and found.token == self._who.token
-        return False
+        return None
 
     def close(self) -> None:
         """Undo what is not committed, and give the connection back."""

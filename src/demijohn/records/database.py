@@ -92,16 +92,13 @@ class Database:
                 session.commit()
 
     def _sessions_of_this_request(self) -> Iterator[Session]:
-        registry = (
-            getattr(self._source, "session", None)
-            if _is_flask_sqlalchemy(self._source)
-            else (self._source)
-        )
-        if isinstance(registry, scoped_session):
-            if registry.registry.has():
-                yield registry()
-        elif _is_lite(self._source):
+        if _is_lite(self._source):
+            # Its own place for them; there is no public way to ask without making one.
             yield from g.get("_sqlalchemy_sessions", {}).values()
+            return
+        registry = getattr(self._source, "session", self._source)
+        if isinstance(registry, scoped_session) and registry.registry.has():
+            yield registry()
 
 
 def _is_flask_sqlalchemy(source: Source) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from demijohn.errors import UsageError
 
@@ -79,6 +80,9 @@ class Transaction:
             if session.in_transaction():
                 session.rollback()
         self._joined.clear()
+        self._admit_no_more()
+
+    def _admit_no_more(self) -> None:
         if _current.get() is self:
             _current.set(self._before)
 
@@ -91,7 +95,16 @@ class Transaction:
         self.connection.invalidate()
 
     def close(self) -> None:
-        """Undo everything that is not committed, and give the connection back."""
-        if _current.get() is self:
-            _current.set(self._before)
+        """Undo everything that is not committed, and give the connection back.
+
+        Sessions that have joined begin anew, whatever state they are in: who renders an error, or
+        runs the view again, may use them.
+        """
+        try:
+            self.dismiss()
+        except SQLAlchemyError:
+            # The connection is broken, or the savepoints are gone with the transaction.
+            for session in list(self._joined):
+                session.invalidate()
+            self._admit_no_more()
         self.connection.close()
