@@ -28,25 +28,11 @@ DRIVERS: Final[dict[str, tuple[Server, str]]] = {
 
 # What SQLAlchemy and PyMySQL understand. For PostgreSQL libpq is asked for its own.
 MARIADB_PARAMETERS: Final = frozenset(
-    [
-        "bind_address",
-        "charset",
-        "program_name",
-        "read_default_file",
-        "read_default_group",
-        "ssl",
-        "ssl_ca",
-        "ssl_capath",
-        "ssl_cert",
-        "ssl_check_hostname",
-        "ssl_cipher",
-        "ssl_disabled",
-        "ssl_key",
-        "ssl_key_password",
-        "ssl_verify_cert",
-        "ssl_verify_identity",
-        "unix_socket",
-    ]
+    {
+        *("bind_address", "charset", "program_name", "unix_socket"),
+        *("read_default_file", "read_default_group"),
+        *("ssl_ca", "ssl_capath", "ssl_cert", "ssl_check_hostname", "ssl_cipher", "ssl_key"),
+    }
 )
 
 

@@ -83,6 +83,8 @@ class Dialect(ABC):
     now: ClassVar[str]
     """An SQL expression of the clock, in milliseconds since the epoch."""
     begin: ClassVar[str]
+    notifies: ClassVar[bool] = False
+    """Whether the server can tell other processes of wake-ups."""
     parameters: ClassVar[frozenset[str]]
     """What a URL may carry for the driver."""
     engine_arguments: ClassVar[Mapping[str, Any]] = {}
@@ -92,6 +94,8 @@ class Dialect(ABC):
     def __init__(self, options: Options) -> None:
         self.table = options.table
         self.timeout_s = options.timeout
+        self.most_bytes = 1 << 28
+        """How many bytes of data one statement may write; known when a connection was made."""
 
     @abstractmethod
     def connect(self, arguments: Sequence[Any], parameters: Mapping[str, Any]) -> Bounded:
@@ -141,8 +145,12 @@ class Dialect(ABC):
         """Write a row if it is as it was seen: of version ``seen``, or not there."""
 
     @abstractmethod
-    def write(self, writes: Sequence[Write], notices: Sequence[Notice]) -> Statement:
-        """Write rows that are locked."""
+    def write(self, writes: Sequence[Write]) -> Statement:
+        """Write rows that are locked; one at least."""
+
+    def notify(self, notices: Sequence[Notice]) -> Statement:
+        """Say ``notices`` when the transaction is committed."""
+        raise NotImplementedError
 
     @abstractmethod
     def purge(self, now_ms: int, limit: int) -> Statement:

@@ -22,6 +22,9 @@ from demijohn.stores.sql.waking import Ear
 LOCK_SHARE: Final = 0.7
 STATEMENT_SHARE: Final = 0.85
 LONGEST_INBOX: Final = 63  # bytes of a channel's name
+_NOTIFY: Final = (
+    "pg_notify(inbox, content) FROM unnest(%s::text[], %s::text[]) AS n(inbox, content)"
+)
 _DEAF: Final = "the connection that hears wake-ups is dead"
 _SCHEMA_LOCK: Final = 0x44656D69_6A6F686E  # "Demijohn"
 
@@ -83,6 +86,7 @@ class Postgres(Dialect):
     """
 
     now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    notifies = True
     begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
     parameters = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
     engine_arguments: ClassVar[Mapping[str, Any]] = {"use_native_hstore": False}
@@ -186,23 +190,31 @@ class Postgres(Dialect):
                 " WHERE id = %s AND version = %s"
             )
             parameters = (version, expires_ms, data, digest, seen)
-        return _notifying(statement, parameters, notices)
+        if not notices:
+            return statement, parameters
+        # Gives a row if it wrote: with notices to nobody, too.
+        return (
+            f"WITH written AS ({statement} RETURNING id), noted AS MATERIALIZED (SELECT {_NOTIFY})"
+            " SELECT (SELECT count(*) FROM noted) FROM written"
+        ), (*parameters, *_columns(notices))
 
-    def write(self, writes: Sequence[Write], notices: Sequence[Notice]) -> Statement:
+    def write(self, writes: Sequence[Write]) -> Statement:
         """See :meth:`Dialect.write`."""
-        statement = (
+        return (
             f"UPDATE {self.table} AS r"
             " SET version = n.version, expires = n.expires, data = n.data"
             " FROM unnest(%s::bytea[], %s::bigint[], %s::bigint[], %s::bytea[])"
             " AS n(id, version, expires, data) WHERE r.id = n.id"
-        )
-        parameters = (
+        ), (
             [write.key.digest for write in writes],
             [write.version for write in writes],
             [write.expires_ms for write in writes],
             [write.data for write in writes],
         )
-        return _notifying(statement, parameters, notices, "r.id")
+
+    def notify(self, notices: Sequence[Notice]) -> Statement:
+        """See :meth:`Dialect.notify`."""
+        return f"SELECT {_NOTIFY}", _columns(notices)
 
     def purge(self, now_ms: int, limit: int) -> Statement:
         """See :meth:`Dialect.purge`."""
@@ -244,18 +256,10 @@ class Postgres(Dialect):
         ]
 
 
-def _notifying(
-    statement: str, parameters: Sequence[object], notices: Sequence[Notice], returned: str = "id"
-) -> Statement:
-    """Have ``statement``, if it writes, notify in the same transaction; gives rows if it wrote."""
+def _columns(notices: Sequence[Notice]) -> tuple[list[str], list[str]]:
+    """Return the parameters of :data:`_NOTIFY`, without what the server takes for no channel."""
     heard = [notice for notice in notices if 0 < len(notice.inbox.encode()) <= LONGEST_INBOX]
-    if not heard:
-        return statement, parameters
-    return (
-        f"WITH written AS ({statement} RETURNING {returned})"
-        " SELECT pg_notify(inbox, content) FROM unnest(%s::text[], %s::text[])"
-        " AS n(inbox, content) WHERE EXISTS (SELECT 1 FROM written)"
-    ), (*parameters, [notice.inbox for notice in heard], [notice.content for notice in heard])
+    return [notice.inbox for notice in heard], [notice.content for notice in heard]
 
 
 class Line:

@@ -22,15 +22,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from demijohn.core.step import EXPIRES, Row, Step
+from demijohn.errors import StoreError
 from demijohn.stores.protocol import Clock
 from demijohn.stores.rows import Changes, decide_all, decode, encode
 from demijohn.stores.sql.database import Session
 from demijohn.stores.sql.dialect import ABSENT, GONE, Key, Notice, Write
 
+ROW_BYTES: Final = 1000
+"""What a row has besides its data, generously."""
 SWAPS: Final = 2
 """How often a run over one row tries without a lock."""
 
@@ -98,7 +101,7 @@ class Run:
         for _ in range(SWAPS):
             found = self._read()
             changes = self._decide(found)
-            if _is_void(changes) or self._swap(changes, found):
+            if _is_void(changes) or (changes.rows and self._swap(changes, found)):
                 return changes
         return self._run_locked(there=True)
 
@@ -125,7 +128,12 @@ class Run:
         if _is_void(changes):
             session.rollback()
             return changes
-        session.change(dialect.write(self._writes(changes), self._notices(changes)))
+        notices = self._notices(changes)
+        for batch in _batches(self._writes(changes), dialect.most_bytes):
+            if batch:
+                session.change(dialect.write(batch))
+        if notices:
+            session.change(dialect.notify(notices))
         session.commit()
         return changes
 
@@ -145,14 +153,26 @@ class Run:
         return decide_all(self._steps, found.now_ms, look)
 
     def _writes(self, changes: Changes) -> list[Write]:
-        return sorted(
+        writes = sorted(
             Write(self._keys[name], ABSENT, 0, GONE)
             if row is None
             else Write(self._keys[name], _new_version(), int(row[EXPIRES]), encode(row))
             for name, row in changes.rows.items()
         )
+        longest, most = (
+            max((len(write.data) for write in writes), default=0),
+            self._dialect.most_bytes,
+        )
+        if longest > most:
+            raise StoreError(
+                f"a row of {longest} bytes is too large: the server takes {most}; raise its"
+                " max_allowed_packet"
+            )
+        return writes
 
     def _notices(self, changes: Changes) -> list[Notice]:
+        if not self._dialect.notifies:
+            return []
         return [
             Notice(inbox, heard_as(wake.key))
             for wake in changes.wakes
@@ -163,6 +183,19 @@ class Run:
 
 def _is_void(changes: Changes) -> bool:
     return not changes.rows and not changes.wakes
+
+
+def _batches(writes: Sequence[Write], most_bytes: int) -> Iterator[list[Write]]:
+    """Part ``writes`` into such as one statement may write; one batch at least, it may be empty."""
+    batch: list[Write] = []
+    size = 0
+    for write in writes:
+        size += len(write.data) + ROW_BYTES
+        if batch and size > most_bytes:
+            yield batch
+            batch, size = [], len(write.data) + ROW_BYTES
+        batch.append(write)
+    yield batch
 
 
 def _new_version() -> int:
