@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from demijohn.core.step import Outcome, Row, Step, live
 from demijohn.errors import StoreError
 from demijohn.stores.bell import Bell
@@ -17,7 +19,7 @@ from demijohn.stores.rows import decode
 from demijohn.stores.sql import schema
 from demijohn.stores.sql.address import Address
 from demijohn.stores.sql.database import Database, Session
-from demijohn.stores.sql.dialect import Dialect
+from demijohn.stores.sql.dialect import Dialect, Trouble
 from demijohn.stores.sql.run import Run, heard_as, key_of
 from demijohn.stores.sql.waking import Ear, Poller
 
@@ -75,13 +77,17 @@ class SqlStore:
         return changes.outcomes
 
     def _within(self, act: Callable[[Session], T]) -> T:
-        """Do ``act`` where the table is known to be there."""
+        """Do ``act`` where the table is there; one that got lost is made anew by the next call."""
 
         def prepared(session: Session) -> T:
             if not self._ready:
                 schema.prepare(session)
                 self._ready = True
-            return act(session)
+            try:
+                return act(session)
+            except DBAPIError as error:
+                self._ready = self._dialect.trouble(error) is not Trouble.NO_TABLE
+                raise
 
         return self.database.run(prepared)
 
