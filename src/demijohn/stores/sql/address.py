@@ -54,7 +54,7 @@ class Options:
         breaker_reset_max: the breaker's longest pause.
     """
 
-    timeout: float = 1.0
+    timeout: float = 2.0
     connect_timeout: float = 2.0
     max_connections: int = 10
     table: str = "demijohn_rows"

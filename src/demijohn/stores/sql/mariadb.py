@@ -13,6 +13,7 @@ from pymysql.constants import SERVER_STATUS
 from demijohn.stores.sql.address import MARIADB_PARAMETERS, Address
 from demijohn.stores.sql.dialect import GONE, Dialect, Key, Notice, Statement, Trouble, Write
 
+LOCK_SHARE: Final = 0.7
 STATEMENT_SHARE: Final = 0.85
 _REST: Final = 100_000
 
@@ -62,7 +63,8 @@ class MariaDB(Dialect):
     def connect_arguments(self, address: Address) -> dict[str, object]:
         """Bound statements and locks on the server; in READ COMMITTED."""
         options = address.options
-        seconds = max(math.floor(options.timeout), 1)
+        # Whole seconds, and less than a statement has, so that a lock is told from a slow server.
+        seconds = max(math.floor(options.timeout * LOCK_SHARE), 1)
         return {
             "connect_timeout": options.connect_timeout,
             "read_timeout": options.connect_timeout,
