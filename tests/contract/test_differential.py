@@ -27,6 +27,7 @@ from demijohn.stores.redis.row import decode
 from demijohn.stores.redis.store import TEST_SLACK_MS, RedisStore
 from demijohn.testing.contract import ManualClock
 from tests.contract.differential import (
+    INBOXES,
     Campaign,
     InMemory,
     Operation,
@@ -140,6 +141,88 @@ def test_every_store_decides_as_the_pure_functions_do(
         for subject in embedded:
             subject.store.close()
     assert campaign.steps * SERVERS >= 20_000
+
+
+class OnSql:
+    """The SQL store, looked at from outside: its table, and what it notifies."""
+
+    def __init__(self, url: str, clock: ManualClock, space: str) -> None:
+        from sqlalchemy import create_engine
+
+        from demijohn.stores.sql import make
+
+        table = f"rows_{uuid.uuid4().hex[:12]}"
+        separator = "&" if "?" in url else "?"
+        self.store = make(f"{url}{separator}table={table}&timeout=20", clock=clock)
+        self.name = self.store.address.server
+        self._clock = clock
+        self._look = f"SELECT name, data FROM {table} WHERE id IN (%s, %s, %s)"
+        self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        self._listens = self.name == "postgresql"
+        self._heard: list[tuple[str, str]] = []
+        if self._listens:
+            driver = self._connection.connection.driver_connection
+            assert driver is not None
+            driver.add_notify_handler(
+                lambda notice: self._heard.append((notice.channel, notice.payload))
+            )
+            for inbox in INBOXES:
+                self._connection.exec_driver_sql(f'LISTEN "{space}:{inbox}"')
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Row]:
+        from demijohn.stores.rows import decode
+        from demijohn.stores.sql.run import key_of
+
+        digests = tuple(key_of(key).digest for key in keys)
+        found = {}
+        for name, data in self._connection.exec_driver_sql(self._look, digests):
+            key = bytes(name).decode()
+            row = live(decode(key, bytes(data)), self._clock()) if data else None
+            if row is not None:
+                found[key] = dict(row)
+        return found
+
+    def woken(self, wakes: Woken) -> object:
+        """What was notified came with the answer to the look at the rows, behind the commit."""
+        from demijohn.stores.sql.run import heard_as
+
+        heard, self._heard[:] = list(self._heard), []
+        # The same word to the same inbox is said once in a transaction.
+        told = list(dict.fromkeys((inbox, heard_as(key)) for inbox, key in wakes))
+        return wakes if heard == told or not self._listens else heard
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+        self.store.close()
+
+
+def test_sql_stores_decide_as_the_pure_functions_do(
+    postgres_url: str, mariadb_url: str, clock: ManualClock
+) -> None:
+    space = uuid.uuid4().hex
+    subjects = [OnSql(url, clock, space) for url in (postgres_url, mariadb_url)]
+    campaign = Campaign(clock, subjects, space)
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(operations())
+    def compare(history: list[Operation]) -> None:
+        campaign.start()
+        for what in history:
+            campaign.apply(what)
+
+    try:
+        compare()
+    finally:
+        for subject in subjects:
+            subject.close()
+    assert campaign.steps * len(subjects) >= 10_000
 
 
 @st.composite

@@ -498,7 +498,7 @@ def test_idle_connections_are_bounded(store: SqliteStore, monkeypatch: pytest.Mo
 def test_expired_rows_are_removed_in_batches_by_the_background(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("demijohn.stores.sqlite.purger.BATCH", 10)
+    monkeypatch.setattr("demijohn.stores.purger.BATCH", 10)
     clock = ManualClock()
     store = SqliteStore(path, synchronous="normal", purge_every_s=0.05, clock=clock)
     for number in range(35):

@@ -22,6 +22,18 @@ def test_unknown_scheme_names_the_known_ones() -> None:
         open_store("mongo://h")
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    ["postgresql", "postgresql+psycopg", "postgres", "mariadb", "mariadb+pymysql"],
+)
+def test_every_way_to_name_a_database_opens_a_guarded_store(scheme: str) -> None:
+    for library in ("sqlalchemy", "psycopg", "pymysql"):
+        pytest.importorskip(library)
+    store = open_store(f"{scheme}://user@host/database")
+    assert isinstance(store, Guarded)
+    store.close()
+
+
 @pytest.mark.parametrize("server", ["redis", "valkey"])
 @pytest.mark.parametrize("tls", ["", "s"])
 @pytest.mark.parametrize("tail", ["://h", "+cluster://h", "+sentinel://h/main"])
@@ -37,24 +49,46 @@ def test_socket_of_a_redis_opens_a_guarded_store() -> None:
     assert isinstance(open_store("valkey+unix:///run/valkey.sock"), Guarded)
 
 
-def _forget_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("demijohn.stores.redis")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    _forget_the_store(monkeypatch)
-    for name in [name for name in sys.modules if name.split(".")[0] == "redis"]:
-        monkeypatch.delitem(sys.modules, name)
+def _forget(monkeypatch: pytest.MonkeyPatch, store: str, library: str) -> None:
+    """Have neither the store nor the library be there."""
+    for name in list(sys.modules):
+        if name.startswith(f"demijohn.stores.{store}") or name.split(".")[0] == library:
+            monkeypatch.delitem(sys.modules, name)
 
     class Nothing:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "redis":
-                raise ModuleNotFoundError("No module named 'redis'", name="redis")
+            if name == library:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Nothing(), *sys.meta_path])
-    with pytest.raises(MissingExtra, match=r"demijohn\[redis\]"):
-        open_store("redis://h")
+
+
+@pytest.mark.parametrize(
+    ("url", "library", "extra"),
+    [("redis://h", "redis", "redis"), ("postgresql://h/d", "sqlalchemy", "sql")],
+)
+def test_missing_driver_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, url: str, library: str, extra: str
+) -> None:
+    _forget(monkeypatch, extra, library)
+    with pytest.raises(MissingExtra, match=rf"demijohn\[{extra}\]"):
+        open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "library", "cure"),
+    [
+        ("postgresql://h/d", "psycopg", r"pip install 'psycopg\[binary\]'"),
+        ("mariadb://h/d", "pymysql", "pip install 'pymysql'"),
+    ],
+)
+def test_missing_driver_of_a_database_is_told_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, url: str, library: str, cure: str
+) -> None:
+    pytest.importorskip("sqlalchemy")
+    _forget(monkeypatch, "sql", library)
+    with pytest.raises(ConfigError, match=cure):
+        open_store(url)
 
 
 def test_other_missing_module_is_not_taken_for_the_driver(

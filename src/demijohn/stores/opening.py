@@ -27,6 +27,18 @@ SCHEMES: Final[dict[str, tuple[str, str, str]]] = {
             f"{name}s+sentinel",
         )
     },
+    **dict.fromkeys(
+        (
+            "postgresql",
+            "postgresql+psycopg",
+            "postgres",
+            "mariadb",
+            "mariadb+pymysql",
+            "mysql",  # is told why it will not do
+            "mysql+pymysql",
+        ),
+        ("sql", "sqlalchemy", "sql"),
+    ),
 }
 SCHEMES["rediss"] = SCHEMES["redis"]
 
@@ -39,7 +51,8 @@ def open_store(url: str) -> Store:
             ``redis://host:6379/0``, ``rediss://``, ``redis+unix:///path?db=0``,
             ``redis+cluster://host:7000,host:7001``,
             ``redis+sentinel://host:26379,host:26380/service/0``; ``valkey`` for ``redis``
-            likewise. Options stand in the query: see the reference of settings.
+            likewise; ``postgresql://user@host/database``, ``mariadb://user@host/database``.
+            Options stand in the query: see the reference of settings.
 
     Raises:
         ConfigError: the scheme, a part of the URL or an option is not known.

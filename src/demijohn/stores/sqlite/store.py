@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import msgspec
-
-from ...core.step import EXPIRES, Decision, Outcome, Row, Step, Wake, decide, live
-from ...errors import ConfigError, CorruptRecord, StoreError
+from ...core.step import EXPIRES, Outcome, Row, Step, live
+from ...errors import ConfigError, StoreError
 from ..bell import Bell
 from ..forks import renew_in_children
 from ..memory import wall_clock_ms
 from ..protocol import Clock, Health
+from ..purger import Purger
+from ..rows import Changes, decide_all, decode, encode
 from .file import File, Synchronous, parse_synchronous
-from .purger import Purger
 from .watcher import Watcher
-
-VERSION: Final = b"\x01"
 
 _SELECT: Final = "SELECT data, revision FROM rows WHERE key = ?"
 _UPSERT: Final = (
@@ -38,51 +35,10 @@ _UPSERT: Final = (
     " revision = revision + 1"
 )
 _DELETE: Final = "DELETE FROM rows WHERE key = ?"
+_PURGE: Final = "DELETE FROM rows WHERE id IN (SELECT id FROM rows WHERE expires_ms <= ? LIMIT ?)"
 # Keys compare by their bytes, so those with a common prefix lie together.
 _SCAN: Final = "SELECT key, data FROM rows WHERE key > ? ORDER BY key LIMIT 200"
 _SCAN_FROM: Final = "SELECT key, data FROM rows WHERE key >= ? ORDER BY key LIMIT 200"
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(dict[str, int | bytes])
-
-
-def encode(row: Row) -> bytes:
-    """Return the bytes of a row."""
-    return VERSION + _encoder.encode(row)
-
-
-def decode(key: str, data: bytes) -> Row:
-    """Return the row in ``data``.
-
-    Raises:
-        CorruptRecord: it is truncated, altered, or of another version.
-    """
-    if data[:1] != VERSION:
-        raise CorruptRecord(f"row {key} has version {data[:1]!r}; this release reads {VERSION!r}")
-    try:
-        row = _decoder.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptRecord(f"row {key} cannot be read: {error}") from error
-    if not isinstance(row.get(EXPIRES), int):
-        raise CorruptRecord(f"row {key} has no expiry")
-    return row
-
-
-class _Changes:
-    """What the steps of one run have decided so far."""
-
-    __slots__ = ("outcomes", "rows", "wakes")
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.rows: dict[str, Row | None] = {}
-        self.wakes: tuple[Wake, ...] = ()
-
-    def add(self, step: Step, decision: Decision) -> None:
-        for index, row in decision.writes.items():
-            self.rows[step.keys[index]] = row
-        self.wakes += decision.wakes
-        self.outcomes.append(decision.outcome)
 
 
 class SqliteStore:
@@ -117,7 +73,7 @@ class SqliteStore:
     def _begin_process(self) -> None:
         self._bell = Bell()
         self._watcher = Watcher(self._file, self._bell)
-        self._purger = Purger(self._file, self._clock, self._purge_every_s)
+        self._purger = Purger("sqlite", self._remove, self._purge_every_s)
 
     def renew_after_fork(self) -> None:
         """See :class:`Renewable`."""
@@ -142,9 +98,7 @@ class SqliteStore:
         self._purger.start()
         return changes.outcomes
 
-    def _decide_on_snapshot(
-        self, connection: sqlite3.Connection, steps: Sequence[Step]
-    ) -> _Changes:
+    def _decide_on_snapshot(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> Changes:
         if len(steps) == 1 and len(steps[0].keys) == 1:
             return self._decide(connection, steps)  # one SELECT is a snapshot of itself
         connection.execute("BEGIN")
@@ -152,7 +106,7 @@ class SqliteStore:
         connection.execute("COMMIT")
         return changes
 
-    def _decide_and_write(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> _Changes:
+    def _decide_and_write(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> Changes:
         connection.execute("BEGIN IMMEDIATE")
         changes = self._decide(connection, steps)
         for key, row in changes.rows.items():
@@ -163,20 +117,10 @@ class SqliteStore:
         connection.execute("COMMIT")
         return changes
 
-    def _decide(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> _Changes:
-        now_ms = self._clock()
-        changes = _Changes()
-        for step in steps:
-            rows = [self._row(connection, key, changes) for key in step.keys]
-            decision = decide(step, rows, now_ms)
-            changes.add(step, decision)
-            if decision.outcome.halts:
-                break
-        return changes
+    def _decide(self, connection: sqlite3.Connection, steps: Sequence[Step]) -> Changes:
+        return decide_all(steps, self._clock(), lambda key: self._row(connection, key))
 
-    def _row(self, connection: sqlite3.Connection, key: str, changes: _Changes) -> Row | None:
-        if key in changes.rows:
-            return changes.rows[key]
+    def _row(self, connection: sqlite3.Connection, key: str) -> Row | None:
         found = connection.execute(_SELECT, (key,)).fetchone()
         if found is None:
             return None
@@ -204,6 +148,10 @@ class SqliteStore:
             if not page:
                 return
             statement, last = _SCAN, page[-1][0]
+
+    def _remove(self, limit: int) -> int:
+        with self._file.connection() as connection:
+            return connection.execute(_PURGE, (self._clock(), limit)).rowcount
 
     def purge(self) -> int:
         """Remove all expired rows now, in small transactions; return how many there were."""

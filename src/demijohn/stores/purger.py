@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
-from ...errors import StoreError
-from ..protocol import Clock
-from .file import File
+from ..errors import StoreError
 
 log = logging.getLogger("demijohn.stores")
 
 BATCH: Final = 200
 """Rows in one transaction: other writers wait for no longer than this takes."""
 PAUSE_S: Final = 0.01
-_DELETE: Final = "DELETE FROM rows WHERE id IN (SELECT id FROM rows WHERE expires_ms <= ? LIMIT ?)"
+
+Remove: TypeAlias = Callable[[int], int]
+"""Removes at most so many expired rows, in one transaction; returns how many it removed."""
 
 
 class Purger:
     """One thread per process that removes expired rows in small batches.
 
     Args:
-        file: where the rows are.
-        clock: milliseconds since the epoch.
+        kind: of the store, for the thread's name.
+        remove: see :data:`Remove`.
         every_s: how often to look, in seconds.
     """
 
-    def __init__(self, file: File, clock: Clock, every_s: float) -> None:
-        self._file = file
-        self._clock = clock
+    def __init__(self, kind: str, remove: Remove, every_s: float) -> None:
+        self._name = f"demijohn-{kind}-purger"
+        self._remove = remove
         self._every_s = every_s
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -41,21 +42,18 @@ class Purger:
             return
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._loop, name="demijohn-sqlite-purger", daemon=True
-                )
+                self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
 
     def purge(self) -> int:
         """Remove what has expired; return how many rows.
 
         Raises:
-            StoreError: the file cannot be written.
+            StoreError: the store cannot be written.
         """
         removed = 0
         while not self._closed.is_set():
-            with self._file.connection() as connection:
-                batch = connection.execute(_DELETE, (self._clock(), BATCH)).rowcount
+            batch = self._remove(BATCH)
             removed += batch
             if batch < BATCH:
                 break
