@@ -472,9 +472,14 @@ def test_hook_that_has_read_before_the_view_does_not_keep_it_out(
 ) -> None:
     scoped = scoped_session(sessionmaker(engine))
     shop = make_shop(db=scoped)
-    shop.app.before_request(lambda: [None for _ in scoped.scalars(select(Order))] and None)
+    runs: list[int] = []
+
+    @shop.app.before_request
+    def read() -> None:
+        scoped.scalars(select(Order)).all()
 
     def view() -> Any:
+        runs.append(1)
         scoped.add(Order(what="scoped"))
         scoped.commit()
         return {}, 500
@@ -482,7 +487,7 @@ def test_hook_that_has_read_before_the_view_does_not_keep_it_out(
     shop.add("/view", view)
     shop.app.teardown_appcontext(lambda _: scoped.remove())
     shop.post(new_key(), "/view")
-    assert shop.orders() == []
+    assert (runs, shop.orders()) == ([1], [])
 
 
 def test_sessions_of_other_databases_are_left_alone(shop: Shop, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import Engine, create_engine, select
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from demijohn import Demijohn, Idempotency, records
@@ -38,7 +39,11 @@ def from_sessionmaker(app: Flask, engine: Engine) -> tuple[object, Open]:
         made.append(make())
         return made[-1]
 
-    app.teardown_appcontext(lambda _: [session.close() for session in made] and None)
+    @app.teardown_appcontext
+    def close(_: object) -> None:
+        for session in made:
+            session.close()
+
     return make, open_one
 
 
@@ -135,6 +140,34 @@ def test_what_a_hook_has_written_is_committed_before_the_view(
     app.test_client().post("/", headers={"Idempotency-Key": new_key()})
     with Session(engine) as session:
         assert session.scalars(select(Order.what)).all() == ["visit"]
+
+
+def test_session_of_a_sessionmaker_that_began_before_the_view_is_refused(
+    app: Flask, engine: Engine
+) -> None:
+    make = sessionmaker(engine)
+    dj = Demijohn(app, db=make)
+    early = make()
+
+    @app.before_request
+    def read() -> None:
+        early.scalars(select(Order)).all()
+
+    @app.post("/")
+    @dj.idempotent(atomic=True)
+    def view() -> Any:
+        early.add(Order(what="elsewhere"))
+        early.commit()
+        return {}
+
+    app.testing = True
+    try:
+        with pytest.raises(InvalidRequestError, match="already has a Connection"):
+            app.test_client().post("/", headers={"Idempotency-Key": new_key()})
+    finally:
+        early.close()
+    with Session(engine) as session:
+        assert session.scalars(select(Order.what)).all() == []
 
 
 def test_two_applications_share_a_sessionmaker(engine: Engine, tmp_path: Path) -> None:
