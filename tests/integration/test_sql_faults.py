@@ -7,9 +7,10 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ pytest.importorskip("sqlalchemy")
 
 from sqlalchemy import make_url
 
+from demijohn.core.step import Decision, Step, StepKind
 from demijohn.errors import StoreBusy, StoreError, StoreTimeout, StoreUnavailable
 from demijohn.stores.breaker import CircuitBreaker, Guarded
 from demijohn.stores.sql import SqlStore, database
@@ -354,14 +356,10 @@ def test_server_that_only_reads_is_unavailable(url: str, keys: list[str]) -> Non
 
 def test_server_that_is_not_a_mariadb_is_told(mariadb_url: str, key: str) -> None:
     store = opened(mariadb_url)
-    dialect = store.database.engine.dialect
-
-    def other(*_: object) -> tuple[int, ...]:
-        dialect.is_mariadb = False  # type: ignore[attr-defined]
-        return (8, 0, 36)
-
-    dialect._get_server_version_info = other  # type: ignore[attr-defined,method-assign]
-    with pytest.raises(StoreError, match=r"(?i)mariadb"):
+    dialect: Any = store.database.engine.dialect
+    # What a MySQL server says of itself.
+    dialect._get_server_version_info = lambda _: dialect._parse_server_version("8.0.36")
+    with pytest.raises(StoreError, match="not a MariaDB variant"):
         store.run([begin(key)])
     store.close()
 
@@ -402,16 +400,58 @@ def test_process_stopped_inside_of_a_run_does_not_keep_its_locks(url: str, keys:
     patient.close()
 
 
-def test_interrupted_call_drops_its_connection(store: SqlStore, key: str) -> None:
-    class Interrupted(BaseException):
-        pass
+class Interrupted(BaseException):
+    """As a signal's handler may raise it."""
 
+
+def test_interrupted_run_leaves_nothing_behind(store: SqlStore, key: str) -> None:
     def interrupt() -> None:
         raise Interrupted
 
     with hooked(store, once(interrupt, "INSERT")), pytest.raises(Interrupted):
         store.run([begin(key)])
     assert store.run([begin(key)])[0].status == "run"
+
+
+def test_call_interrupted_before_its_answer_closes_the_connection(
+    postgres_url: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from demijohn.stores.sql import postgres
+
+    def interrupted(gen: Generator[int, int, None], *_: object) -> None:
+        next(gen)
+        raise Interrupted
+
+    store = opened(postgres_url)
+    store.run([begin(key)])
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres, "_drive", interrupted)
+        with pytest.raises(Interrupted):
+            store.run([renew(key)])
+    assert store.run([renew(key)])[0].status == "renewed"
+    store.close()
+
+
+def test_mistake_of_a_step_on_a_connection_that_broke_is_told_as_it_is(
+    store: SqlStore, url: str, keys: list[str]
+) -> None:
+    def decide(rows: object, now_ms: int) -> Decision:
+        cut_off(url)
+        raise LookupError("a mistake")
+
+    with pytest.raises(LookupError, match="a mistake"):
+        store.run([Step(StepKind("test.mistake", decide, ""), tuple(keys), ())])
+    assert store.run([begin(keys[0])])[0].status == "run"
+
+
+def test_transaction_that_is_left_open_ends_with_the_use_of_its_connection(
+    store: SqlStore, url: str, key: str
+) -> None:
+    store.run([begin(key)])
+    with store.database.engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        connection.exec_driver_sql(f"DELETE FROM demijohn_rows WHERE {row_of(key, url)}")
+    assert store.run([renew(key)])[0].status == "renewed"
 
 
 def test_fork_while_connections_are_in_use_leaves_them_to_the_parent(

@@ -480,6 +480,30 @@ def test_user_who_may_not_make_the_table_is_told_what_to_execute(url: str, table
             connection.exec_driver_sql(f"DROP {'ROLE' if is_postgres(url) else 'USER'} {user}")
 
 
+def test_table_that_cannot_be_made_for_another_reason_is_told(
+    url: str, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(url, table=table)
+    monkeypatch.setattr(store._dialect, "create", lambda comment: [("CREATE NONSENSE", ())])
+    with pytest.raises(StoreError, match="NONSENSE"):
+        store.run([begin("key")])
+    store.close()
+
+
+def test_child_leaves_its_parents_connections_and_threads_alone(store: SqlStore, key: str) -> None:
+    """What a real child does (see the contract), here where it can be looked at."""
+    store.run([begin(key)])
+    pool, ear, purger = store.database.engine.pool, store._ear, store._purger
+    assert pool.checkedin() == 1  # type: ignore[attr-defined]
+    store.renew_after_fork()
+    assert store.database.engine.pool is not pool
+    assert pool.checkedin() == 1  # type: ignore[attr-defined]
+    assert store._ear is not ear
+    assert store.run([renew(key)])[0].status == "renewed"
+    purger.close()
+    pool.dispose()
+
+
 def test_threads_share_the_connections_of_the_process(url: str, key: str) -> None:
     store = opened(url, max_connections=2)
     threads = 6

@@ -216,6 +216,34 @@ def test_close_while_the_connection_is_being_made_ends_the_thread() -> None:
     assert line.closed
 
 
+def test_word_that_comes_with_the_answer_to_a_ping_is_heard(postgres_url: str) -> None:
+    import psycopg
+
+    from demijohn.stores.sql.postgres import Line
+
+    store = opened(postgres_url)
+    inbox = f"inbox_{uuid.uuid4().hex[:8]}"
+    connection = store.database.connect_apart(autocommit=True)
+    assert isinstance(connection, psycopg.Connection)
+    line = Line(connection, 20)  # type: ignore[arg-type]
+    line.listen(inbox)
+    with beside(postgres_url) as other:
+        other.exec_driver_sql(f"NOTIFY {inbox}, 'word'")
+    line.ping()
+    started = time.monotonic()
+    assert line.receive(60) == ["word"]
+    assert close_by(started)
+    line.wake()
+    assert line.receive(60) == []
+    connection.pgconn.finish()
+    with pytest.raises(StoreUnavailable, match="is dead"):
+        line.ping()
+    with pytest.raises(StoreUnavailable, match="is dead"):
+        line._take_in()
+    line.close()
+    store.close()
+
+
 def test_failures_to_listen_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     tried = threading.Semaphore(0)
 

@@ -15,8 +15,10 @@ from demijohn.errors import ConfigError
 from demijohn.stores.sql import make, parse_url
 from demijohn.stores.sql.address import Options
 from demijohn.stores.sql.dialect import Trouble
+from demijohn.stores.sql.listener import Listener
 from demijohn.stores.sql.mariadb import MariaDB
 from demijohn.stores.sql.postgres import Postgres
+from demijohn.stores.sql.waking import Poller
 
 
 def test_options_of_the_store_are_taken_and_those_of_the_driver_left() -> None:
@@ -58,6 +60,7 @@ def test_name_of_a_local_server_says_so() -> None:
         ("postgresql://h/d?breaker_failures=0", "at least 1"),
         ("postgresql://h/d?table=Robert');--", "small letters"),
         ("postgresql://h/d?waking=never", "neither notify nor poll"),
+        ("postgresql://h/d?pgbouncer=maybe", "neither yes nor no"),
     ],
 )
 def test_wrong_url_is_refused_in_words(url: str, words: str) -> None:
@@ -77,16 +80,34 @@ def test_password_is_in_no_message() -> None:
         assert "s3cret" not in str(caught.value)
 
 
+def told(url: str) -> dict[str, object]:
+    address = parse_url(url)
+    return Postgres(address.options).connect_arguments(address)
+
+
+def test_server_is_told_to_end_in_time_what_takes_too_long() -> None:
+    arguments = told("postgresql://h/d?timeout=1&connect_timeout=0.5")
+    assert arguments["tcp_user_timeout"] == 1000
+    assert arguments["connect_timeout"] == 2
+    assert "statement_timeout=850 -c lock_timeout=700" in str(arguments["options"])
+    assert arguments["prepare_threshold"] is None
+
+
 def test_what_the_url_says_to_libpq_counts() -> None:
-    """PgBouncer knows no ``options``; who says them, also as nothing, has said them."""
-    address = parse_url("postgresql://h/d?options=&tcp_user_timeout=7")
-    told = Postgres(address.options).connect_arguments(address)
-    assert "options" not in told
-    assert "tcp_user_timeout" not in told
-    assert told["prepare_threshold"] is None
-    told = Postgres(Options()).connect_arguments(parse_url("postgresql://h/d?timeout=1"))
-    assert told["tcp_user_timeout"] == 1000
-    assert "statement_timeout=850 -c lock_timeout=700" in str(told["options"])
+    arguments = told("postgresql://h/d?options=-c%20lock_timeout%3D5&tcp_user_timeout=7")
+    assert arguments.keys().isdisjoint({"options", "tcp_user_timeout"})
+
+
+def test_pgbouncer_is_told_nothing_that_belongs_to_a_session() -> None:
+    assert "options" not in told("postgresql://h/d?pgbouncer=yes")
+    store = make("postgresql://h/d?pgbouncer=yes")
+    assert isinstance(store._ear, Poller)
+    assert isinstance(make("postgresql://h/d?pgbouncer=yes&waking=notify")._ear, Listener)
+
+
+def test_mariadb_has_nobody_to_notify() -> None:
+    with pytest.raises(NotImplementedError):
+        MariaDB(Options()).notify([])
 
 
 class _Said(Exception):

@@ -49,6 +49,8 @@ class Options:
         purge_every: how often expired rows are removed.
         waking: ``notify`` or ``poll``: how wake-ups of other processes are heard on PostgreSQL;
             ``""`` for what the server is best at.
+        pgbouncer: ``yes`` if PgBouncer stands before PostgreSQL: then nothing is set for a session,
+            which is another's in the next moment, and waiters poll.
         breaker_failures: how many failures in a row open the circuit breaker.
         breaker_reset: the breaker's first pause; it doubles with each failed probe.
         breaker_reset_max: the breaker's longest pause.
@@ -60,6 +62,7 @@ class Options:
     table: str = "demijohn_rows"
     purge_every: float = 10.0
     waking: str = ""
+    pgbouncer: str = "no"
     breaker_failures: int = 3
     breaker_reset: float = 0.25
     breaker_reset_max: float = 5.0
@@ -142,6 +145,8 @@ def _options(given: Mapping[str, str | tuple[str, ...]]) -> Options:
         raise ConfigError(f"table={options.table!r} is not small letters, digits and underscores")
     if options.waking not in {"", "notify", "poll"}:
         raise ConfigError(f"waking={options.waking!r} is neither notify nor poll")
+    if options.pgbouncer not in {"yes", "no"}:
+        raise ConfigError(f"pgbouncer={options.pgbouncer!r} is neither yes nor no")
     return options
 
 

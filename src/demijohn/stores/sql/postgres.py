@@ -120,11 +120,14 @@ class Postgres(Dialect):
         chosen: dict[str, object] = {
             "connect_timeout": max(round(options.connect_timeout), 2),
             "tcp_user_timeout": timeout_ms,
-            "options": f"-c statement_timeout={round(timeout_ms * STATEMENT_SHARE)}"
-            f" -c lock_timeout={round(timeout_ms * LOCK_SHARE)}"
-            f" -c idle_in_transaction_session_timeout={timeout_ms}",
             "application_name": "demijohn",
         }
+        if options.pgbouncer == "no":
+            chosen["options"] = (
+                f"-c statement_timeout={round(timeout_ms * STATEMENT_SHARE)}"
+                f" -c lock_timeout={round(timeout_ms * LOCK_SHARE)}"
+                f" -c idle_in_transaction_session_timeout={timeout_ms}"
+            )
         named = {name: value for name, value in chosen.items() if name not in address.url.query}
         return {**named, "prepare_threshold": None}
 
@@ -135,9 +138,9 @@ class Postgres(Dialect):
         return connection
 
     def listener(self, database: Database, bell: Bell) -> Ear | None:
-        """Listen, if the URL does not say ``waking=poll``."""
+        """Listen, if the URL does not say otherwise."""
         options = database.address.options
-        if options.waking == "poll":
+        if (options.waking or ("poll" if options.pgbouncer == "yes" else "notify")) == "poll":
             return None
 
         def dial() -> Line:
