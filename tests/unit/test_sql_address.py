@@ -90,7 +90,7 @@ def test_server_is_told_to_end_in_time_what_takes_too_long() -> None:
     assert arguments["tcp_user_timeout"] == 1000
     assert arguments["connect_timeout"] == 2
     assert "statement_timeout=850 -c lock_timeout=700" in str(arguments["options"])
-    assert arguments["prepare_threshold"] is None
+    assert arguments["prepare_threshold"] == 2
 
 
 def test_what_the_url_says_to_libpq_counts() -> None:
@@ -99,7 +99,9 @@ def test_what_the_url_says_to_libpq_counts() -> None:
 
 
 def test_pgbouncer_is_told_nothing_that_belongs_to_a_session() -> None:
-    assert "options" not in told("postgresql://h/d?pgbouncer=yes")
+    arguments = told("postgresql://h/d?pgbouncer=yes")
+    assert "options" not in arguments
+    assert arguments["prepare_threshold"] is None
     store = make("postgresql://h/d?pgbouncer=yes")
     assert isinstance(store._ear, Poller)
     assert isinstance(make("postgresql://h/d?pgbouncer=yes&waking=notify")._ear, Listener)

@@ -49,8 +49,8 @@ class Options:
         purge_every: how often expired rows are removed.
         waking: ``notify`` or ``poll``: how wake-ups of other processes are heard on PostgreSQL;
             ``""`` for what the server is best at.
-        pgbouncer: ``yes`` if PgBouncer stands before PostgreSQL: then nothing is set for a session,
-            which is another's in the next moment, and waiters poll.
+        pgbouncer: ``yes`` if PgBouncer stands before PostgreSQL: then nothing is set or prepared
+            for a session, which is another's in the next moment, and waiters poll.
         breaker_failures: how many failures in a row open the circuit breaker.
         breaker_reset: the breaker's first pause; it doubles with each failed probe.
         breaker_reset_max: the breaker's longest pause.
