@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from demijohn.errors import UsageError
 from demijohn.records import after_commit, after_session_commit, watch
+from demijohn.records.savepoints import shorten
 from tests.acceptance.conftest import new_key
 from tests.atomic.shop import Order, Shop
 
@@ -371,3 +372,30 @@ def test_lost_answer_to_a_commit_runs_nothing(watched: Engine, acts: Acts) -> No
         connection.invalidate()
     assert watched.dialect.do_commit == plain
     assert acts == []
+
+
+# --- savepoints ---------------------------------------------------------------------------------
+
+
+def test_savepoints_are_sent_as_they_are(engine: Engine) -> None:
+    shorten(engine)
+    with engine.connect() as connection:
+        write(connection)
+        outer = connection.begin_nested()
+        write(connection)
+        inner = connection.begin_nested()
+        write(connection)
+        inner.rollback()
+        outer.commit()
+        connection.commit()
+        assert connection.scalar(text("SELECT count(*) FROM orders")) == 2
+
+
+def test_dialect_with_its_own_savepoints_keeps_them(engine: Engine) -> None:
+    class Own(type(engine.dialect)):  # type: ignore[misc]
+        def do_savepoint(self, connection: Connection, name: str) -> None:
+            raise NotImplementedError
+
+    engine.dialect.__class__ = Own
+    shorten(engine)
+    assert "do_savepoint" not in engine.dialect.__dict__

@@ -27,6 +27,8 @@ from sqlalchemy.orm import Session
 
 from demijohn.errors import UsageError
 
+from .savepoints import shorten
+
 log: Final = logging.getLogger("demijohn.records")
 
 Act: TypeAlias = Callable[[], object]
@@ -77,6 +79,7 @@ def after_session_commit(
 def watch(engine: Engine) -> None:
     """Prepare ``engine``; those that ``execution_options`` makes of it are prepared as well."""
     dialect: Any = engine.dialect
+    shorten(engine)  # what it replaces must not be wrapped, nor replace what wraps
     with _lock:
         if _WATCHED in dialect.__dict__:
             return

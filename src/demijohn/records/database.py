@@ -15,6 +15,7 @@ from demijohn.errors import ConfigError
 from . import schema, transaction
 from .dialects import CURE, Dialect, dialect_of
 from .purging import purge
+from .savepoints import shorten
 from .steps import Steps
 
 Source: TypeAlias = object
@@ -49,6 +50,7 @@ class Database:
         self._lock = Lock()
         if self._maker is not None:
             _have_sessions_join(self._maker)
+            shorten(self.engine)
 
     @property
     def has_sessions(self) -> bool:

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import (
     BigInteger,
+    ClauseElement,
     ColumnElement,
+    Connection,
+    CursorResult,
     Engine,
-    TextClause,
     event,
     literal_column,
     text,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import Dialect as EngineDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from demijohn.errors import ConfigError
 
 from .tables import keys
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
 
 # What a claim gives back, in this order.
 _RECORD: Final = "fingerprint, token, frame, until, expires"
@@ -40,19 +46,49 @@ class Trouble(enum.Enum):
     MISTAKE = "anything else"
 
 
+class Prepared:
+    """A statement as the driver takes it, made once.
+
+    To build and compile a statement of SQLAlchemy's costs more than to send it.
+
+    Args:
+        clause: the statement, with named parameters.
+        dialect: of the engine.
+    """
+
+    def __init__(self, clause: ClauseElement, dialect: EngineDialect) -> None:
+        compiled = cast("SQLCompiler", clause.compile(dialect=dialect))
+        self._sql = str(compiled)
+        self._order = compiled.positiontup
+
+    def execute(self, connection: Connection, values: Mapping[str, Any]) -> CursorResult[Any]:
+        """Execute it; the values are those that the driver takes and gives."""
+        order = self._order
+        given = dict(values) if order is None else tuple([values[name] for name in order])
+        return connection.exec_driver_sql(self._sql, given)
+
+
 class Dialect:
     """What is said to one kind of database.
 
     Args:
+        engine: SQLAlchemy's dialect of it.
         now: an SQL expression of its clock, in milliseconds since the epoch.
         claim: the statement that claims, with ``:key``, ``:fingerprint``, ``:token``, ``:wait``.
         codes: what the driver's error codes mean.
     """
 
-    def __init__(self, now: str, claim: str, codes: Mapping[object, Trouble]) -> None:
+    def __init__(
+        self, engine: EngineDialect, now: str, claim: str, codes: Mapping[object, Trouble]
+    ) -> None:
+        self._engine = engine
         self.clock: ColumnElement[int] = literal_column(now, BigInteger)
-        self.claim: TextClause = text(claim.format(table=keys.name, now=now, row=_RECORD))
+        self.claim = self.prepare(text(claim.format(table=keys.name, now=now, row=_RECORD)))
         self._codes = codes
+
+    def prepare(self, clause: ClauseElement) -> Prepared:
+        """Make a statement ready for this database."""
+        return Prepared(clause, self._engine)
 
     def wait(self, milliseconds: int) -> object:
         """Return the value of ``:wait`` in the claim."""
@@ -91,8 +127,9 @@ class Postgres(Dialect):
     no row: then one more statement reads it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: EngineDialect) -> None:
         super().__init__(
+            engine,
             "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
             """
             WITH bound AS MATERIALIZED (
@@ -134,8 +171,9 @@ class Postgres(Dialect):
 class MariaDB(Dialect):
     """MariaDB 10.5 or later, for ``INSERT ... RETURNING``. MySQL has no such statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: EngineDialect) -> None:
         super().__init__(
+            engine,
             "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)",
             """
             SET STATEMENT innodb_lock_wait_timeout = :wait FOR
@@ -169,8 +207,9 @@ class SQLite(Dialect):
     says (5 s if nothing else is said), whatever it is told here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: EngineDialect) -> None:
         super().__init__(
+            engine,
             "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
             """
             INSERT INTO {table} (key, fingerprint, token, created, until, expires)
@@ -197,11 +236,11 @@ def dialect_of(engine: Engine) -> Dialect:
     """
     name = engine.dialect.name
     if name == "postgresql":
-        return Postgres()
+        return Postgres(engine.dialect)
     if name == "sqlite":
-        return SQLite()
+        return SQLite(engine.dialect)
     if name == "mariadb" or (name == "mysql" and getattr(engine.dialect, "is_mariadb", False)):
-        return MariaDB()
+        return MariaDB(engine.dialect)
     raise ConfigError(
         f"db: Demijohn keeps records in SQLite, PostgreSQL and MariaDB, not in {name!r}"
     )

@@ -58,7 +58,7 @@ class Keys:
         mine = keys.c.key == bindparam("of_key")
         self._read = select(*columns, self._now.label("now")).where(mine)
         until = self._now + bindparam("ttl_ms", type_=BigInteger)
-        self._complete = (
+        self._complete = dialect.prepare(
             update(keys)
             .where(mine, keys.c.token == bindparam("of_token"))
             .values(
@@ -87,7 +87,7 @@ class Keys:
             Moved: the record changed while we looked; claim anew, in another transaction.
         """
         values = {**who._asdict(), "wait": self._dialect.wait(wait_ms)}
-        row = connection.execute(self._dialect.claim, values).first()
+        row = self._dialect.claim.execute(connection, values).first()
         record = (
             self.read(connection, who.key)
             if row is None
@@ -128,7 +128,7 @@ class Keys:
         """
         values = {"of_key": who.key, "of_token": who.token, "of_frame": frame}
         times = {"ttl_ms": ttl_ms, "tombstone_ms": tombstone_ms}
-        return _rows(connection.execute(self._complete, {**values, **times})) == 1
+        return self._complete.execute(connection, {**values, **times}).rowcount == 1
 
     def purge(self, connection: Connection, most: int) -> int:
         """Remove up to ``most`` records that are over; return how many there were."""
