@@ -207,7 +207,7 @@ def test_all_connections_in_use_is_told(url: str, key: str) -> None:
 
 
 def test_hung_server_costs_the_deadline_and_is_found_again(proxy: Proxy, key: str) -> None:
-    store = opened(proxy.url, timeout=0.5, connect_timeout=2)
+    store = opened(proxy.url, timeout=2, connect_timeout=2)
     store.run([begin(key)])
     proxy.silent.set()
     elapsed, error = timed(lambda: store.run([renew(key)]))
@@ -224,7 +224,7 @@ def test_hung_server_costs_the_deadline_and_is_found_again(proxy: Proxy, key: st
 
 
 def test_server_that_hangs_over_a_write_leaves_the_outcome_unknown(proxy: Proxy, key: str) -> None:
-    store = opened(proxy.url, timeout=0.5)
+    store = opened(proxy.url, timeout=2)
     store.health()
     with hooked(store, once(proxy.silent.set, "INSERT")):
         elapsed, error = timed(lambda: store.run([begin(key)]))
@@ -238,7 +238,7 @@ def test_server_that_hangs_over_a_write_leaves_the_outcome_unknown(proxy: Proxy,
 def test_transaction_that_hangs_is_given_up_with_its_connection(
     proxy: Proxy, keys: list[str]
 ) -> None:
-    store = opened(proxy.url, timeout=0.5)
+    store = opened(proxy.url, timeout=2)
     store.run([begin(key) for key in keys])
     with hooked(store, once(proxy.silent.set, "COMMIT")):
         elapsed, error = timed(lambda: store.run([renew(key) for key in keys]))
@@ -382,7 +382,7 @@ def test_process_killed_inside_of_a_run_has_written_nothing_and_holds_no_lock(
 
 
 def test_process_stopped_inside_of_a_run_does_not_keep_its_locks(url: str, keys: list[str]) -> None:
-    store = opened(url, timeout=1)
+    store = opened(url, timeout=2)
     patient = opened(url)
     store.run([begin(key) for key in keys])
 

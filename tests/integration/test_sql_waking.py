@@ -165,7 +165,7 @@ def test_deaf_connection_is_found_by_a_ping(
 ) -> None:
     monkeypatch.setattr(listener, "PING_EVERY_S", 0.05)
     with Proxy(postgres_url) as proxy:
-        store = opened(proxy.url, connect_timeout=2, timeout=0.5)
+        store = opened(proxy.url, connect_timeout=2, timeout=2)
         listening(store)
         time.sleep(0.2)  # pings that are answered
         ear = store._ear
