@@ -416,7 +416,7 @@ def test_interrupted_run_leaves_nothing_behind(store: SqlStore, key: str) -> Non
 def test_call_interrupted_before_its_answer_closes_the_connection(
     postgres_url: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from demijohn.stores.sql import postgres
+    from demijohn.stores.sql import wire
 
     def interrupted(gen: Generator[int, int, None], *_: object) -> None:
         next(gen)
@@ -425,7 +425,7 @@ def test_call_interrupted_before_its_answer_closes_the_connection(
     store = opened(postgres_url)
     store.run([begin(key)])
     with monkeypatch.context() as patch:
-        patch.setattr(postgres, "_drive", interrupted)
+        patch.setattr(wire, "_drive", interrupted)
         with pytest.raises(Interrupted):
             store.run([renew(key)])
     assert store.run([renew(key)])[0].status == "renewed"

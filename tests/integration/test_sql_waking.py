@@ -219,7 +219,7 @@ def test_close_while_the_connection_is_being_made_ends_the_thread() -> None:
 def test_word_that_comes_with_the_answer_to_a_ping_is_heard(postgres_url: str) -> None:
     import psycopg
 
-    from demijohn.stores.sql.postgres import Line
+    from demijohn.stores.sql.wire import Line
 
     store = opened(postgres_url)
     inbox = f"inbox_{uuid.uuid4().hex[:8]}"
