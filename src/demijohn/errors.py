@@ -43,7 +43,7 @@ class StoreTimeout(StoreUnavailable):
 
 
 class StoreBusy(StoreUnavailable):
-    """This process has no connection to spare; the store itself is not at fault."""
+    """No connection to spare, or another holds the row; the store itself is not at fault."""
 
 
 class CorruptRecord(StoreError):
