@@ -74,7 +74,7 @@ def after_commit(connection: Connection, act: Act) -> None:
 
     Raises:
         UsageError: nobody watches the engine.
-        InvalidRequestError: of SQLAlchemy; the transaction has ended, or must be rolled back.
+        sqlalchemy.exc.InvalidRequestError: the transaction has ended, or must be rolled back.
     """
     if _WATCHED not in connection.dialect.__dict__:
         raise UsageError("after_commit needs demijohn.records.watch(engine), once at start-up")
@@ -105,8 +105,8 @@ def after_session_commit(
 
     Raises:
         UsageError: nobody watches the engine.
-        InvalidRequestError: of SQLAlchemy; the session must be rolled back first.
-        UnboundExecutionError: of SQLAlchemy; the session has several databases, and none by itself.
+        sqlalchemy.exc.InvalidRequestError: the session must be rolled back first.
+        sqlalchemy.exc.UnboundExecutionError: the session has several databases, and none by itself.
     """
     after_commit(session.connection(bind_arguments=dict(bind_arguments or {})), act)
 
