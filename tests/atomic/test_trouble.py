@@ -341,6 +341,39 @@ def raise_lost(engine: Engine) -> None:
     raise dbapi.OperationalError(2013, "Lost connection to MySQL server during query")
 
 
+def test_commit_that_fails_leaves_nothing_to_the_next_user_of_its_connection(
+    shop: Shop, engine: Engine
+) -> None:
+    plain, fail = engine.dialect.do_commit, threading.Event()
+
+    def failing(connection: Any) -> None:
+        if fail.is_set():
+            fail.clear()
+            raise_refused(engine)
+        plain(connection)
+
+    def view() -> Any:
+        shop.write("tea")
+        fail.set()
+        return {}, 201
+
+    shop.add("/view", view)
+    engine.dialect.do_commit = failing  # type: ignore[method-assign]
+    try:
+        assert shop.post(new_key(), "/view").status_code == 500
+        shop.write("later")
+    finally:
+        engine.dialect.do_commit = plain  # type: ignore[method-assign]
+    assert (shop.orders(), shop.records()) == (["later"], 0)
+
+
+def raise_refused(engine: Engine) -> None:
+    """Raise what the driver raises when the server refuses a COMMIT."""
+    dbapi = engine.dialect.dbapi
+    assert dbapi is not None
+    raise dbapi.IntegrityError(1452, "a constraint fails")
+
+
 def test_database_that_is_not_there_is_a_503(make_shop: Make, server: Engine) -> None:
     away = create_engine(server.url.set(host="127.0.0.1", port=1))
     shop = make_shop(db=sessionmaker(away))

@@ -229,9 +229,11 @@ class Work:
         try:
             transaction.commit()
         except DBAPIError as error:
+            # SQLAlchemy takes a transaction whose COMMIT has failed for ended, and would give its
+            # connection back to the pool as it is; in SQLite it is still open.
+            transaction.abandon()
             if self._trouble(error) is not Trouble.LOST:
                 raise
-            transaction.abandon()
             committed = self._has_committed()
             if committed is None:
                 raise outcome_unknown() from error
