@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import threading
@@ -69,6 +70,19 @@ def is_postgres(url: str) -> bool:
     return url.startswith("postgresql")
 
 
+def connections(url: str) -> int:
+    """How many connections stores have to the database of ``url``."""
+    with beside(url) as connection:
+        question = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'demijohn'"
+            if is_postgres(url)
+            else "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE()"
+            " AND id <> CONNECTION_ID()"
+        )
+        return int(connection.exec_driver_sql(question).scalar() or 0)
+
+
 def cut_off(url: str, *, idle: bool = False) -> int:
     """End all connections of stores to the database of ``url``; return how many."""
     with beside(url) as connection:
@@ -92,18 +106,45 @@ def cut_off(url: str, *, idle: bool = False) -> int:
 def waits_for_lock(url: str) -> bool:
     """Whether anybody waits for a row's lock in the database of ``url``."""
     with beside(url) as connection:
-        if is_postgres(url):
-            question = (
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND wait_event_type = 'Lock'"
-            )
-        else:
-            question = (
-                "SELECT count(*) FROM information_schema.innodb_trx t"
-                " JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id"
-                " WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()"
-            )
+        if not is_postgres(url):
+            return any("LOCK WAIT" in one for one in _innodb_transactions(connection))
+        question = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND wait_event_type = 'Lock'"
+        )
         return bool(connection.exec_driver_sql(question).scalar())
+
+
+def in_transaction(url: str) -> bool:
+    """Whether anybody has a transaction open in the database of ``url``."""
+    with beside(url) as connection:
+        if not is_postgres(url):
+            return any(", ACTIVE" in one for one in _innodb_transactions(connection))
+        question = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state = 'idle in transaction'"
+        )
+        return bool(connection.exec_driver_sql(question).scalar())
+
+
+def _innodb_transactions(connection: Connection) -> list[str]:
+    """What InnoDB says of each transaction in this database.
+
+    ``information_schema.innodb_trx`` is a cache that is not renewed while anybody reads it more
+    often than every 100 ms: who polls it sees the first answer for ever.
+    """
+    ours = {
+        number
+        for (number,) in connection.exec_driver_sql(
+            "SELECT id FROM information_schema.processlist WHERE db = DATABASE()"
+        )
+    }
+    (status,) = [row[2] for row in connection.exec_driver_sql("SHOW ENGINE INNODB STATUS")]
+    return [
+        transaction
+        for transaction in str(status).split("---TRANSACTION ")[1:]
+        if (thread := re.search(r"thread id (\d+)", transaction)) and int(thread[1]) in ours
+    ]
 
 
 class Proxy:

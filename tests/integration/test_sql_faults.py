@@ -28,9 +28,11 @@ from tests.processes import free_port, wait_until
 from tests.sql_tools import (
     Proxy,
     beside,
+    connections,
     counted,
     cut_off,
     hooked,
+    in_transaction,
     is_postgres,
     opened,
     waits_for_lock,
@@ -154,21 +156,29 @@ def test_lost_answer_to_a_commit_is_told_as_unknown(
         store.run([complete(key) for key in chosen])
     assert proxy.cuts == 1
     if not answered:
-        wait_until(lambda: not _in_transaction(url), "the server has undone it")
+        wait_until(lambda: not in_transaction(url), "the server has undone it")
     expected = "replay" if answered else "busy"
     assert [store.run([begin(key, token=BOB)])[0].status for key in chosen] == [expected] * count
     store.close()
 
 
-def _in_transaction(url: str) -> bool:
-    with beside(url) as connection:
-        question = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND state = 'idle in transaction'"
-            if is_postgres(url)
-            else "SELECT count(*) FROM information_schema.innodb_trx"
-        )
-        return bool(connection.exec_driver_sql(question).scalar())
+def test_store_closed_in_the_midst_of_a_run_leaves_no_connection(url: str, key: str) -> None:
+    store = opened(url)
+    within, closed = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        within.set()
+        assert closed.wait(GENEROUS_S)
+
+    with hooked(store, once(pause, "INSERT")), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(store.run, [begin(key)])
+        assert within.wait(GENEROUS_S)
+        store.close()
+        closed.set()
+        assert running.result()[0].status == "run"
+    wait_until(lambda: not connections(url), "no connection of the store is left")
+    assert store.run([begin(key, token=BOB)])[0].status == "busy", "it can be used again"
+    wait_until(lambda: not connections(url), "nor one of its later use")
 
 
 def test_server_that_is_not_there_is_unavailable_at_once(url: str, key: str) -> None:

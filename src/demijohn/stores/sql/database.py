@@ -116,6 +116,7 @@ class Database:
         self.dialect = dialect
         self._timeout_s = address.options.timeout
         self._arguments = dialect.connect_arguments(address)
+        self._closed = False
         self.engine = self._make_engine()
 
     def _make_engine(self) -> Engine:
@@ -162,7 +163,8 @@ class Database:
         self.engine.dispose(close=False)
 
     def close(self) -> None:
-        """Close the connections that are idle."""
+        """Close the connections that are idle; those in use are closed when they are given back."""
+        self._closed = True
         self.engine.dispose()
 
     # --- running ---------------------------------------------------------------------------------
@@ -179,6 +181,7 @@ class Database:
         """
         deadline = 0.0
         for tries in range(1, MOST_TRIES + 1):
+            pool = self.engine.pool
             connection = self._connect()
             deadline = deadline or time.monotonic() + self._timeout_s
             session = Session(connection, self.dialect, deadline)
@@ -192,6 +195,9 @@ class Database:
             finally:
                 session.abort()
                 connection.close()
+                if self._closed:  # a pool that was disposed of keeps what it is given all the same
+                    pool.dispose()
+                    self.engine.dispose()
             if trouble is Trouble.CONFLICT:
                 time.sleep(random.uniform(0, PAUSE_S) * tries)  # noqa: S311 - no secret
         raise AssertionError("the last try returns or raises")  # pragma: no cover
