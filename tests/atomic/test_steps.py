@@ -157,6 +157,26 @@ def test_step_that_another_run_has_saved_meanwhile_stands(make_shop: Make, engin
     assert journey.shop.post(new_key(), "/race").json == {"charge": "theirs"}
 
 
+@pytest.mark.parametrize(("expires", "had"), [(1 << 50, "another"), (1, "a step that is over")])
+def test_other_step_that_another_run_has_saved_meanwhile_is_told(
+    make_shop: Make, engine: Engine, expires: int, had: str
+) -> None:
+    journey = Journey(make_shop(), atomic=False)
+
+    def view() -> Any:
+        with idempotency.step("first"):
+            pass
+        with idempotency.step("second"), engine.begin() as connection:
+            row = {"key": idempotency.current.key_name, "position": 1, "name": "another"}
+            row |= {"result": b'"theirs"', "expires": expires}
+            connection.execute(insert(steps).values(**row))
+
+    journey.shop.app.testing = True
+    journey.shop.add("/race", view, atomic=False)
+    with pytest.raises(UsageError, match=f"'second' is where another run .* had '{had}'"):
+        journey.shop.post(new_key(), "/race")
+
+
 def test_decorated_function_is_a_step(make_shop: Make) -> None:
     shop = make_shop()
     calls: list[int] = []

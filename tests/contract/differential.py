@@ -89,7 +89,15 @@ class Move:
         return idem.resolve(keys[0], frame=self.frame, ttl_ms=self.ttl_ms, retain_ms=retain_ms)
 
 
-Operation = Advance | tuple[Move, ...]
+class Planned(Protocol):
+    """A step, before it is known where the keys are."""
+
+    def step(self, names: Sequence[str], space: str) -> Step:
+        """Return the step on ``names``; channels are below ``space``."""
+        ...
+
+
+Operation = Advance | tuple[Planned, ...]
 
 WHATS = ("begin", "begin", "begin", "renew", "complete", "complete", "release", "resolve")
 
@@ -152,6 +160,19 @@ class Oracle:
         self._rows: dict[str, Row] = {}
 
     def run(self, steps: Sequence[Step]) -> tuple[list[Outcome], Woken]:
+        before = dict(self._rows)
+        outcomes, woken = self._run(steps)
+        *earlier, last = outcomes
+        if last.halts and any(step.otherwise for step in steps[: len(earlier)]):
+            self._rows = before
+            spared = [
+                Step(step.kind, step.keys, step.otherwise or step.args)
+                for step in steps[: len(earlier)]
+            ]
+            return self._run([*spared, steps[len(earlier)]])
+        return outcomes, woken
+
+    def _run(self, steps: Sequence[Step]) -> tuple[list[Outcome], Woken]:
         outcomes: list[Outcome] = []
         woken: Woken = []
         for step in steps:
@@ -170,6 +191,9 @@ class Oracle:
     def rows(self) -> dict[str, Row]:
         now_ms = self._clock()
         return {key: row for key, row in self._rows.items() if live(row, now_ms)}
+
+    def has_expired(self) -> bool:
+        return len(self.rows()) < len(self._rows)
 
     def instant(self, key: str, name: str) -> int | None:
         value = self._rows.get(key, {}).get(name)
@@ -216,6 +240,7 @@ class Campaign:
     clock: ManualClock
     subjects: Sequence[Subject]
     space: str
+    count: int = KEYS
     steps: int = 0
     oracle: Oracle = field(init=False)
     keys: list[str] = field(init=False)
@@ -226,7 +251,7 @@ class Campaign:
     def start(self) -> None:
         """Begin with nothing stored."""
         tag = uuid.uuid4().hex
-        self.keys = [f"{{{tag}}}:{number}" for number in range(KEYS)]
+        self.keys = [f"{{{tag}}}:{number}" for number in range(self.count)]
         self.oracle = Oracle(self.clock)
 
     def apply(self, what: Operation) -> None:
@@ -251,4 +276,6 @@ class Campaign:
         if advance.key >= 0:
             instant = self.oracle.instant(self.keys[advance.key], advance.name)
             by_ms += 0 if instant is None else instant - self.clock.now_ms
-        self.clock.advance(max(by_ms, 0))
+        if by_ms < 0 and (advance.key >= 0 or self.oracle.has_expired()):
+            by_ms = 0  # a store may have removed what is over
+        self.clock.advance(by_ms)

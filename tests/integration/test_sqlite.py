@@ -572,7 +572,7 @@ def test_file_stays_flat_over_a_million_expired_keys(path: Path) -> None:
         ("sqlite:///:memory:", "memory://"),
         ("sqlite:///x.db?synchronos=full", "did you mean 'synchronous'"),
         ("sqlite:///x.db?synchronous=off", "full or normal"),
-        ("sqlite:///x.db?busy_timeout=soon", "busy_timeout must be a number"),
+        ("sqlite:///x.db?busy_timeout=soon", "busy_timeout='soon' is not a duration"),
         ("sqlite:///x.db?purge_every=0", "above 0"),
     ],
 )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from demijohn.idempotency.claim import row_names
 from demijohn.idempotency.keys import compile_pattern, environ_name, parse
 from demijohn.idempotency.refusals import KeyInvalid
-from demijohn.idempotency.settings import default_waiters, server_threads
+from demijohn.idempotency.settings import default_waiters
+from demijohn.servers import server_threads
 from tests import sf_item
 
 visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)

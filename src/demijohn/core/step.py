@@ -11,7 +11,8 @@ waiters to wake. It never reads a clock or touches a socket, so one store may ru
 another inside ``BEGIN IMMEDIATE``, and a third may run its Lua twin on the server, and all agree.
 
 A store runs a sequence of steps in one atomic trip and stops behind the first outcome that
-*halts*: the steps after it are not run, and write nothing.
+*halts*: the steps after it are not run, and write nothing. Where steps before it have other
+arguments for that case, the run is decided anew with these, and nothing of the first try is kept.
 
 Rows are flat: short field names to integers or bytes. Every row carries :data:`EXPIRES`, the
 instant (milliseconds on the store's clock) from which the row counts as absent, whether or not the
@@ -92,20 +93,27 @@ class StepKind(msgspec.Struct, frozen=True, eq=False):
         lua: the Lua twin as ``"package/file.lua"``, a resource of an importable package.
         may_only_read: whether the step can end without a write, so that a store with cheap
             reads may try it on a snapshot before it takes a write lock.
+        includes: further Lua files, in front of the twin and behind what that includes itself.
     """
 
     name: str
     decide: Decide
     lua: str
     may_only_read: bool = False
+    includes: tuple[str, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True):
-    """A decision to be made: its kind, the keys of its rows, and its arguments."""
+    """A decision to be made: its kind, the keys of its rows, and its arguments.
+
+    With ``otherwise``, these are its arguments if a later step of the same run halts: so a limit
+    can charge another price when it turns out, in the same trip, that the view will not run.
+    """
 
     kind: StepKind
     keys: tuple[str, ...]
     args: tuple[Arg, ...]
+    otherwise: tuple[Arg, ...] | None = None
 
 
 def live(row: Row, now_ms: int) -> Row | None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from ..errors import UsageError
 from .dialects import Dialect
 from .tables import steps
 
@@ -54,6 +55,9 @@ class Steps:
 
         Returns:
             The step as it is kept: what another run has saved meanwhile stays.
+
+        Raises:
+            UsageError: another step is kept at this position.
         """
         values = {"key": self._key, "position": position, **step._asdict()}
         try:
@@ -62,8 +66,17 @@ class Steps:
                     self.forget(connection)
                 connection.execute(insert(steps).values(**values, expires=self._now + ttl_ms))
         except IntegrityError:
-            return self.load()[position]
+            return self._kept(position, step)
         return step
+
+    def _kept(self, position: int, step: Saved) -> Saved:
+        kept = self.load()[position : position + 1]
+        if not kept or kept[0].name != step.name:
+            raise UsageError(
+                f"step {step.name!r} is where another run of the view had "
+                f"{kept[0].name if kept else 'a step that is over'!r}: steps have a fixed order"
+            )
+        return kept[0]
 
     def forget(self, connection: Connection) -> None:
         """Remove them, in the transaction of ``connection``."""

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .opening import open_store
-from .protocol import Clock, Health, Store
+from .protocol import Clock, Health, Store, scattered
 
-__all__ = ["Clock", "Health", "Store", "open_store"]
+__all__ = ["Clock", "Health", "Store", "open_store", "scattered"]

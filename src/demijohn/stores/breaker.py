@@ -28,7 +28,7 @@ from typing import Final
 from demijohn.core.step import Outcome, Row, Step
 from demijohn.errors import StoreBusy, StoreError, StoreUnavailable
 from demijohn.stores.forks import renew_in_children
-from demijohn.stores.protocol import Health, Store
+from demijohn.stores.protocol import Health, Store, scattered
 
 logger: Final = logging.getLogger("demijohn.stores")
 
@@ -169,6 +169,11 @@ class Guarded:
     def renew_after_fork(self) -> None:
         """Make the lock anew: a thread of the parent may have held it."""
         self._lock = threading.Lock()
+
+    @property
+    def scattered(self) -> bool:
+        """See :func:`demijohn.stores.scattered`."""
+        return scattered(self.store)
 
     @property
     def inbox(self) -> str:

@@ -13,6 +13,7 @@ from ..core.step import EXPIRES, Decision, Outcome, Row, Step, decide, live
 from ..errors import ConfigError
 from .bell import Bell
 from .protocol import Clock, Health
+from .rows import decide_all
 
 SWEEP_PER_WRITE = 2
 
@@ -54,37 +55,26 @@ class MemoryStore:
         with self._lock:
             now_ms = self._clock()
             if len(steps) == 1:
-                decisions = [self._apply(steps[0], now_ms)]
+                decision = self._apply(steps[0], now_ms)
+                outcomes, wakes = [decision.outcome], decision.wakes
             else:
-                decisions = self._apply_all(steps, now_ms)
+                changes = decide_all(steps, now_ms, self._rows.get)
+                for key, row in changes.rows.items():
+                    self._write(key, row)
+                outcomes, wakes = changes.outcomes, changes.wakes
             if self._expiries and self._expiries[0][0] <= now_ms:
                 self._sweep(now_ms)
-        for decision in decisions:
-            for wake in decision.wakes:
-                # Who waits has registered: where nobody has, there is nothing to remember.
-                if wake.inboxes:
-                    self._bell.ring(wake.key)
-        return [decision.outcome for decision in decisions]
+        for wake in wakes:
+            # Who waits has registered: where nobody has, there is nothing to remember.
+            if wake.inboxes:
+                self._bell.ring(wake.key)
+        return outcomes
 
     def _apply(self, step: Step, now_ms: int) -> Decision:
         decision = decide(step, [self._rows.get(key) for key in step.keys], now_ms)
         for index, row in decision.writes.items():
             self._write(step.keys[index], row)
         return decision
-
-    def _apply_all(self, steps: Sequence[Step], now_ms: int) -> list[Decision]:
-        before = {key: self._rows.get(key) for step in steps for key in step.keys}
-        decisions: list[Decision] = []
-        try:
-            for step in steps:
-                decisions.append(self._apply(step, now_ms))
-                if decisions[-1].outcome.halts:
-                    break
-        except BaseException:  # a run that fails writes nothing
-            for key, row in before.items():
-                self._write(key, row)
-            raise
-        return decisions
 
     def _write(self, key: str, row: Row | None) -> None:
         if row is None:

@@ -82,3 +82,8 @@ class Store(Protocol):
     def close(self) -> None:
         """Give back connections and stop threads; idempotent."""
         ...
+
+
+def scattered(store: Store) -> bool:
+    """Whether the keys of one step must share a hash tag, because others lie on other servers."""
+    return bool(getattr(store, "scattered", False))

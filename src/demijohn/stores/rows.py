@@ -65,6 +65,20 @@ def decide_all(steps: Sequence[Step], now_ms: int, look: Look) -> Changes:
     Raises:
         CorruptRecord: a row cannot be read.
     """
+    changes = _decide_all(steps, now_ms, look)
+    before = len(changes.outcomes) - 1
+    if before > 0 and changes.outcomes[before].halts:
+        spared = [_otherwise(step) for step in steps[:before]]
+        if spared != list(steps[:before]):
+            return _decide_all([*spared, steps[before]], now_ms, look)
+    return changes
+
+
+def _otherwise(step: Step) -> Step:
+    return step if step.otherwise is None else Step(step.kind, step.keys, step.otherwise)
+
+
+def _decide_all(steps: Sequence[Step], now_ms: int, look: Look) -> Changes:
     changes = Changes()
     for step in steps:
         rows = [changes.rows[key] if key in changes.rows else look(key) for key in step.keys]

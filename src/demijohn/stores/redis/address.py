@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from demijohn.errors import ConfigError
+from demijohn.stores import options
 from demijohn.stores.breaker import BreakerOptions
 
 PORT: Final = 6379
@@ -118,13 +116,13 @@ def parse_url(url: str) -> Address:
     parts = urlsplit(url)
     scheme, _, arrangement = parts.scheme.partition("+")
     layout = Layout(arrangement)
-    options = _options(parts.query)
+    given = _options(parts.query)
     if parts.fragment:
         raise ConfigError(f"a store's URL has no fragment: write # as %23, not #{parts.fragment}")
     userinfo, _, hosts = parts.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
-    service, db = _service_and_db(parts, layout, options)
-    if layout is Layout.CLUSTER and options.wait_replicas:
+    service, db = _service_and_db(parts, layout, given)
+    if layout is Layout.CLUSTER and given.wait_replicas:
         raise ConfigError("wait_replicas does not work with a cluster; leave it out")
     port = SENTINEL_PORT if layout is Layout.SENTINEL else PORT
     return Address(
@@ -136,7 +134,7 @@ def parse_url(url: str) -> Address:
         username=unquote(username),
         password=unquote(password),
         db=db,
-        options=options,
+        options=given,
     )
 
 
@@ -158,36 +156,33 @@ def _node(place: str, port: int) -> tuple[str, int]:
         raise ConfigError(f"{place!r} is not host:port: {error}") from error
 
 
-def _service_and_db(parts: SplitResult, layout: Layout, options: Options) -> tuple[str, int]:
+def _service_and_db(parts: SplitResult, layout: Layout, given: Options) -> tuple[str, int]:
     if layout is Layout.UNIX:
         if not parts.path or parts.netloc.rpartition("@")[2]:
             raise ConfigError("the path of a socket is absolute: redis+unix:///path/to/socket")
-        return "", options.db
+        return "", given.db
     segments = [unquote(segment) for segment in parts.path.split("/") if segment]
     service = ""
     if layout is Layout.SENTINEL:
         if not segments:
             raise ConfigError("name the service: redis+sentinel://host:26379/service")
         service = segments.pop(0)
-    if layout is Layout.CLUSTER and (segments or options.db):
+    if layout is Layout.CLUSTER and (segments or given.db):
         raise ConfigError("a cluster has one database only; leave its number out")
     if len(segments) > 1:
         raise ConfigError(f"{parts.path!r}: only a database's number may stand there")
-    return service, _whole_number("db", segments[0]) if segments else options.db
+    return service, options.whole_number("db", segments[0]) if segments else given.db
 
 
 def _options(query: str) -> Options:
     given = _pairs(query)
-    unknown = given.keys() - _READERS.keys()
+    unknown = given.keys() - set(_KNOWN)
     if unknown:
-        raise _unknown_option(min(unknown))
-    read = {name: _READERS[name](name, text) for name, text in given.items()}
-    options = Options(**read)  # type: ignore[arg-type]  # the readers give each its own type
-    if options.prefix.count("{") or options.prefix.count("}"):
+        raise options.unknown("a Redis store", min(unknown), _KNOWN, _KNOWN)
+    found = options.read(Options, given)
+    if found.prefix.count("{") or found.prefix.count("}"):
         raise ConfigError("prefix must not contain braces: they say where a cluster keeps a key")
-    if not options.breaker_failures or not options.max_connections:
-        raise ConfigError("breaker_failures and max_connections are at least 1")
-    return options
+    return found
 
 
 def _pairs(query: str) -> dict[str, str]:
@@ -201,37 +196,4 @@ def _pairs(query: str) -> dict[str, str]:
     return given
 
 
-def _unknown_option(name: str) -> ConfigError:
-    near = difflib.get_close_matches(name, _READERS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(_READERS)}"
-    return ConfigError(f"a Redis store has no option {name!r}{hint}")
-
-
-def _seconds(name: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"{name}={text!r} is not a duration in seconds above 0, such as 0.05")
-    return seconds
-
-
-def _whole_number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"{name}={text!r} is not a whole number")
-    return int(text)
-
-
-def _text(_name: str, text: str) -> str:
-    return text
-
-
-_BY_TYPE: Final[dict[object, Callable[[str, str], float | int | str]]] = {
-    "float": _seconds,
-    "int": _whole_number,
-    "str": _text,
-}
-_READERS: Final[Mapping[str, Callable[[str, str], float | int | str]]] = {
-    option.name: _BY_TYPE[option.type] for option in fields(Options)
-}
+_KNOWN: Final = tuple(options.readers_of(Options))

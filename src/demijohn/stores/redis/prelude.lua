@@ -15,6 +15,7 @@
 --   data(row, field)           a field as a string; "" where there is none
 --   replace(key, row)          write a whole row; its field x (milliseconds) is its expiry
 --   update(key, fields)        write some fields of a live row; false deletes a field
+--   remove(key)                delete a row
 --   wake(key, inboxes)         tell those who wait on key; inboxes are separated by line feeds
 --   corrupt(key, what)         stop: the row of key cannot be read
 --   A row that was read is opaque: use int and data. One to write is a table from field to value: a
@@ -29,6 +30,7 @@ local slack
 
 local order = {}      -- keys in the order of their first write
 local noted = {}      -- key -> {whole = boolean, fields = {field -> as kept, or false: deleted}}
+                      -- (whole without a field: the row is deleted)
 local present = {}    -- key -> whether the server has a row, live or not
 local woken = {}      -- {key, inbox}, in order
 
@@ -96,7 +98,7 @@ local function read(key, ...)
     row = row or {}
     for field, value in pairs(note.fields) do row[field] = value or nil end
   end
-  if not row or tonumber(row.x) <= now then return nil end
+  if not row or not row.x or tonumber(row.x) <= now then return nil end
   return row
 end
 
@@ -129,6 +131,10 @@ local function replace(key, row)
   note.whole = true
   note.fields = {}
   update(key, row)
+end
+
+local function remove(key)
+  replace(key, {})
 end
 
 local function wake(key, inboxes)

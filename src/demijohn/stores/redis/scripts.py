@@ -61,9 +61,10 @@ def assemble(kinds: Iterable[StepKind]) -> Script:
     for kind in ordered:
         text = read_lua(kind.lua)
         package = kind.lua.partition("/")[0]
-        for name in _INCLUDE.findall(text):
-            path = f"{package}/{name}"
-            included.setdefault(path, read_lua(path))
+        own = [f"{package}/{name}" for name in _INCLUDE.findall(text)]
+        for path in (*own, *kind.includes):
+            if path not in included:
+                included[path] = read_lua(path)
         functions.append(f"kinds[{len(functions) + 1}] = (function()\n{text}\nend)()")
     parts = [
         read_lua(f"{_HERE}/prelude.lua"),

@@ -96,8 +96,8 @@ class RedisStore:
         self.address = address
         self._prefix = address.options.prefix
         self._clock = clock
-        clustered = address.layout is Layout.CLUSTER
-        self._link: Link = ClusterLink(address) if clustered else SingleLink(address)
+        self.scattered = address.layout is Layout.CLUSTER
+        self._link: Link = ClusterLink(address) if self.scattered else SingleLink(address)
         self._policy_checked = False
         self._renew_waiting()
         renew_in_children(self)
@@ -133,7 +133,10 @@ class RedisStore:
         argv: list[Argument] = ["", 0] if self._clock is None else [self._clock(), TEST_SLACK_MS]
         for step in steps:
             keys += [self._prefix + key for key in step.keys]
-            argv += (script.numbers[step.kind], len(step.keys), len(step.args), *step.args)
+            others = step.otherwise or ()
+            argv += (script.numbers[step.kind], len(step.keys), len(step.args), len(others))
+            argv += step.args
+            argv += others
         return Call(script, keys, argv)
 
     # --- waiting -------------------------------------------------------------------------------

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from demijohn.errors import ConfigError
+from demijohn.stores import options
 from demijohn.stores.breaker import BreakerOptions
 
 Server: TypeAlias = Literal["postgresql", "mariadb"]
@@ -116,7 +115,7 @@ def parse_url(text: str) -> Address:
     server, driver = DRIVERS[url.drivername]
     if not url.database:
         raise ConfigError(f"name a database: {url.drivername}://user@host/database")
-    own = {name: value for name, value in url.query.items() if name in _READERS}
+    own = {name: value for name, value in url.query.items() if name in _KNOWN}
     return Address(server, url.set(drivername=driver).difference_update_query(own), _options(own))
 
 
@@ -127,54 +126,24 @@ def refuse_unknown(address: Address, known: frozenset[str]) -> None:
         ConfigError: one is neither the store's nor the driver's; the message names the nearest.
     """
     for name in sorted(address.url.query.keys() - known):
-        near = difflib.get_close_matches(name, [*_READERS, *sorted(known)], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(_READERS)}"
-        raise ConfigError(f"a store on {address.server} has no option {name!r}{hint}")
+        store = f"a store on {address.server}"
+        raise options.unknown(store, name, [*_KNOWN, *sorted(known)], _KNOWN)
 
 
 def _options(given: Mapping[str, str | tuple[str, ...]]) -> Options:
-    read: dict[str, float | int | str] = {}
+    texts: dict[str, str] = {}
     for name, value in given.items():
         if not isinstance(value, str):
             raise ConfigError(f"the option {name} of a store's URL is given twice")
-        read[name] = _READERS[name](name, value)
-    options = Options(**read)  # type: ignore[arg-type]  # the readers give each its own type
-    if not options.breaker_failures or not options.max_connections:
-        raise ConfigError("breaker_failures and max_connections are at least 1")
-    if not re.fullmatch("[a-z_][a-z0-9_]{0,47}", options.table):
-        raise ConfigError(f"table={options.table!r} is not small letters, digits and underscores")
-    if options.waking not in {"", "notify", "poll"}:
-        raise ConfigError(f"waking={options.waking!r} is neither notify nor poll")
-    if options.pgbouncer not in {"yes", "no"}:
-        raise ConfigError(f"pgbouncer={options.pgbouncer!r} is neither yes nor no")
-    return options
+        texts[name] = value
+    found = options.read(Options, texts)
+    if not re.fullmatch("[a-z_][a-z0-9_]{0,47}", found.table):
+        raise ConfigError(f"table={found.table!r} is not small letters, digits and underscores")
+    if found.waking not in {"", "notify", "poll"}:
+        raise ConfigError(f"waking={found.waking!r} is neither notify nor poll")
+    if found.pgbouncer not in {"yes", "no"}:
+        raise ConfigError(f"pgbouncer={found.pgbouncer!r} is neither yes nor no")
+    return found
 
 
-def _seconds(name: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"{name}={text!r} is not a duration in seconds above 0, such as 0.5")
-    return seconds
-
-
-def _whole_number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"{name}={text!r} is not a whole number")
-    return int(text)
-
-
-def _text(_name: str, text: str) -> str:
-    return text
-
-
-_BY_TYPE: Final[dict[object, Callable[[str, str], float | int | str]]] = {
-    "float": _seconds,
-    "int": _whole_number,
-    "str": _text,
-}
-_READERS: Final[Mapping[str, Callable[[str, str], float | int | str]]] = {
-    option.name: _BY_TYPE[option.type] for option in fields(Options)
-}
+_KNOWN: Final = tuple(options.readers_of(Options))

@@ -9,7 +9,6 @@ The clock is this machine's, which all processes that share the file have in com
 
 from __future__ import annotations
 
-import difflib
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...core.step import EXPIRES, Outcome, Row, Step, live
 from ...errors import ConfigError, StoreError
+from .. import options
 from ..bell import Bell
 from ..forks import renew_in_children
 from ..memory import wall_clock_ms
@@ -198,24 +198,14 @@ def from_url(url: str) -> SqliteStore:
             f"{url!r} does not name a file: write sqlite:///relative.db or sqlite:////absolute.db, "
             "or memory:// for a store that is lost with its process"
         )
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in options:
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name in given:
         if name not in _OPTIONS:
-            near = difflib.get_close_matches(name, _OPTIONS, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"sqlite:// has no option {name!r}; did you mean {near!r}?")
+            raise options.unknown("a store on SQLite", name, _OPTIONS, _OPTIONS)
+    busy_timeout_s = options.seconds("busy_timeout", given.get("busy_timeout", "5"))
     return SqliteStore(
         Path(path),
-        synchronous=parse_synchronous(options.get("synchronous", "full")),
-        busy_timeout_ms=round(_seconds(options, "busy_timeout", 5.0) * 1000),
-        purge_every_s=_seconds(options, "purge_every", 10.0),
+        synchronous=parse_synchronous(given.get("synchronous", "full")),
+        busy_timeout_ms=round(busy_timeout_s * 1000),
+        purge_every_s=options.seconds("purge_every", given.get("purge_every", "10")),
     )
-
-
-def _seconds(options: dict[str, str], name: str, default: float) -> float:
-    try:
-        value = float(options.get(name, default))
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e6:
-        raise ConfigError(f"sqlite:// option {name} must be a number of seconds above 0")
-    return value

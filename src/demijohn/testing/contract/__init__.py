@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from .decisions import Decisions
 from .lifecycle import Lifecycle
+from .limiting import Limiting
 from .runs import Runs
 from .tools import (
     ALICE,
@@ -48,7 +49,7 @@ from .tools import (
 from .waking import Waking
 
 
-class StoreContract(Decisions, Runs, Waking, Lifecycle):
+class StoreContract(Decisions, Runs, Waking, Lifecycle, Limiting):
     """Everything that Demijohn relies on in a store."""
 
 

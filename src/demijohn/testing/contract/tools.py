@@ -35,7 +35,7 @@ class ManualClock:
         return self.now_ms
 
     def advance(self, milliseconds: int) -> None:
-        """Let ``milliseconds`` pass; time never goes back."""
+        """Let ``milliseconds`` pass; below 0 the clock is put back."""
         self.now_ms += milliseconds
 
 
