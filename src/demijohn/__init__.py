@@ -1,4 +1,4 @@
-"""Flask, in a protective case: JSON APIs that are safe to retry.
+"""Flask, in a protective case: JSON APIs that are safe to retry, and limited.
 
 The public names are loaded when they are first used, so that the clients in
 :mod:`demijohn.client` do not bring in Flask.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .app import Demijohn as Demijohn
     from .idempotency import Idempotency as Idempotency
+    from .limits import Limits as Limits
     from .principal import Principal as Principal
     from .problem import Problem as Problem
 
@@ -20,11 +21,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Demijohn": "app",
     "Idempotency": "idempotency",
+    "Limits": "limits",
     "Principal": "principal",
     "Problem": "problem",
 }
 
-__all__ = ["Demijohn", "Idempotency", "Principal", "Problem", "__version__"]
+__all__ = ["Demijohn", "Idempotency", "Limits", "Principal", "Problem", "__version__"]
 
 
 def __getattr__(name: str) -> object:

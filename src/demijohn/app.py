@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 from .errors import ConfigError
 from .extension import StoreLocation, bind
 from .idempotency import Idempotency, Options
+from .limits import Limits, LimitsOptions
 from .principal import PrincipalHook
 from .problem import problem_for
 
@@ -31,6 +32,7 @@ class Demijohn:
             ``sessionmaker`` or ``scoped_session``, or the extension object of Flask-SQLAlchemy or
             Flask-SQLAlchemy-Lite, which was bound to the application before.
         idempotency: options that override ``DEMIJOHN_IDEMPOTENCY``.
+        limits: options that override ``DEMIJOHN_LIMITS``.
 
     Raises:
         ConfigError: a setting is unknown or wrong.
@@ -45,6 +47,7 @@ class Demijohn:
         problems: bool | None = None,
         db: object = None,
         idempotency: Options | None = None,
+        limits: LimitsOptions | None = None,
     ) -> None:
         if principal is not None and not callable(principal):
             raise ConfigError("Demijohn(principal=...) must be callable")
@@ -54,6 +57,10 @@ class Demijohn:
         self._db = db
         self.idempotency = Idempotency(**(idempotency or {}))
         self.idempotent = self.idempotency.idempotent
+        self.limits = Limits(**(limits or {}))
+        self.limit = self.limits.limit
+        self.concurrent = self.limits.concurrent
+        self.shed = self.limits.shed
         if app is not None:
             self.init_app(app)
 
@@ -64,7 +71,9 @@ class Demijohn:
             ConfigError: a setting is unknown or wrong; then nothing was registered.
         """
         binding = bind(app, stores=self._stores, db=self._db)
+        limits = self.limits.prepare(app, binding)
         self.idempotency.init_app(app, binding)
+        self.limits.register(app, binding, limits)
         # From here on nothing fails.
         if self._principal is not None:
             binding.principal = self._principal
@@ -75,4 +84,4 @@ class Demijohn:
 
     def exempt(self, view: Callable[P, R]) -> Callable[P, R]:
         """Leave ``view`` out of every default."""
-        return self.idempotency.exempt(view)
+        return self.limits.exempt(self.idempotency.exempt(view))

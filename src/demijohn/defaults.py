@@ -43,20 +43,36 @@ def apply_defaults() -> None:
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     binding: Binding = app.extensions["demijohn"]
     endpoint = request.endpoint
-    if not binding.defaults or endpoint is None or endpoint in binding.defaulted:
+    if endpoint is not None and endpoint not in binding.defaulted:
+        guard_by_default(app, binding, endpoint)
+
+
+def guard_by_default(app: Flask, binding: Binding, endpoint: str) -> None:
+    """Guard the view of ``endpoint`` by default, unless that is done already."""
+    if not binding.defaults or endpoint in binding.defaulted:
         return
     view: Callable[..., Any] = app.view_functions[endpoint]
-    for policy in _defaults_for(binding, app, request.blueprints):
+    parts = endpoint.split(".")[:-1]
+    blueprints = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    for policy in _defaults_for(binding, app, blueprints):
         if not _speaks_for_itself(view, policy.capability):
-            methods = _deciding_methods(view, policy.capability)
-            view = guarded(view, _Except(policy, methods) if methods else policy)
+            view = _guarded(view, policy)
     app.view_functions[endpoint] = view
     # Only now: a request that comes in between guards the view itself.
     binding.defaulted.add(endpoint)
 
 
+def _guarded(view: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
+    methods = _deciding_methods(view, policy.capability)
+    if not methods:
+        return guarded(view, policy)
+    # A guard of its own: within the view's, a policy could not be joined for some methods only.
+    return Guard(view, [_Except(policy, methods)]).wrapper
+
+
 def _defaults_for(binding: Binding, app: Flask, names: Sequence[str]) -> list[Policy]:
-    scopes: list[object] = [*(app.blueprints[name] for name in names), None]
+    known = [app.blueprints[name] for name in names if name in app.blueprints]
+    scopes: list[object] = [*known, None]
     chosen: dict[str, Policy] = {}
     for scope in scopes:
         for blueprint, policy in binding.defaults:
@@ -71,7 +87,9 @@ def _speaks_for_itself(view: object, capability: str) -> bool:
         if capability in getattr(view, "__demijohn_exempt__", ()):
             return True
         guard = getattr(view, "__demijohn_guard__", None)
-        if isinstance(guard, Guard) and any(p.capability == capability for p in guard.policies):
+        if isinstance(guard, Guard) and any(
+            policy.capability == capability and policy.complete for policy in guard.policies
+        ):
             return True
         view = getattr(view, "__wrapped__", None)
     return False
@@ -91,22 +109,27 @@ def _deciding_methods(view: object, capability: str) -> frozenset[str]:
 class _Except:
     """A default policy that leaves some methods of a class-based view to themselves."""
 
-    repeatable = False
+    complete = True
 
     def __init__(self, policy: Policy, methods: frozenset[str]) -> None:
         self.capability = policy.capability
         self._policy = policy
         self._methods = methods
 
-    def bind(self, binding: Binding) -> BoundPolicy:
-        return _BoundExcept(self._policy.bind(binding), self._methods)
+    def join(self, inner: Policy) -> None:
+        """A default is given to a view that has no policy of the capability."""
+
+    def bind(self, binding: Binding, beside: frozenset[str]) -> BoundPolicy:
+        return _BoundExcept(self._policy.bind(binding, beside), self._methods)
 
 
 class _BoundExcept:
+    """See :class:`_Except`; ``policy`` and ``methods`` are for who lists what guards a view."""
+
     def __init__(self, policy: BoundPolicy, methods: frozenset[str]) -> None:
         self.store = policy.store
-        self._policy = policy
-        self._methods = methods
+        self.policy = policy
+        self.methods = methods
 
     def flow(self, call: Call) -> Flow | None:
-        return None if call.request.method in self._methods else self._policy.flow(call)
+        return None if call.request.method in self.methods else self.policy.flow(call)

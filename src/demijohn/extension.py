@@ -49,12 +49,24 @@ class Policy(Protocol):
         ...
 
     @property
-    def repeatable(self) -> bool:
-        """Whether one view may have several policies of this capability."""
+    def complete(self) -> bool:
+        """Whether a view that has the policy needs no default of the capability."""
         ...
 
-    def bind(self, binding: Binding) -> BoundPolicy:
-        """Join the policy with the settings of one application; called once for each."""
+    def join(self, inner: Policy) -> Policy | None:
+        """Return one policy that means this one and, inside it, another of the same capability.
+
+        ``None`` says that a view may have only one.
+        """
+        ...
+
+    def bind(self, binding: Binding, beside: frozenset[str]) -> BoundPolicy:
+        """Join the policy with the settings of one application; called once for each.
+
+        Args:
+            binding: what is known of the application.
+            beside: the capabilities that the same view has, this one among them.
+        """
         ...
 
 

@@ -292,7 +292,8 @@ class Guard:
             )
         policies = binding.guards.get(self)
         if policies is None:
-            policies = tuple(policy.bind(binding) for policy in self.policies)
+            beside = frozenset([policy.capability for policy in self.policies])
+            policies = tuple(policy.bind(binding, beside) for policy in self.policies)
             binding.guards[self] = policies
         passage = _Passage(app)
         call = Call(app, request._get_current_object(), binding.principal)  # type: ignore[attr-defined]
@@ -379,12 +380,17 @@ def guarded(view: Callable[P, R], policy: Policy) -> Callable[P, R]:
     guard = getattr(view, "__demijohn_guard__", None)
     if not isinstance(guard, Guard) or guard.wrapper is not view:
         return cast("Callable[P, R]", Guard(view, [policy]).wrapper)
-    if not policy.repeatable and any(p.capability == policy.capability for p in guard.policies):
+    others = [inner for inner in guard.policies if inner.capability != policy.capability]
+    joined: Policy | None = policy
+    for inner in guard.policies:
+        if inner.capability == policy.capability:
+            joined = policy.join(inner)
+    if joined is None:
         raise UsageError(
             f"view {guard.name!r} is decorated for {policy.capability} twice; "
             "write all its options in one decorator"
         )
-    return cast("Callable[P, R]", Guard(guard.view, [*guard.policies, policy]).wrapper)
+    return cast("Callable[P, R]", Guard(guard.view, [*others, joined]).wrapper)
 
 
 def install(app: Flask) -> None:

@@ -25,15 +25,20 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """One kind of problem: the last part of its URI, its status, and its unchanging title."""
+    """One kind of problem: the last part of its URI, its status, and its unchanging title.
+
+    With ``registry`` it is one that is registered there, and its URI is the same everywhere.
+    """
 
     slug: str
     status: int
     title: str
+    registry: str = ""
 
     def uri(self, app: Flask) -> str:
         """Return the URI that identifies the type in ``app``."""
-        base: str = getattr(app.extensions.get("demijohn"), "problem_base", BASE)
+        own: str = getattr(app.extensions.get("demijohn"), "problem_base", BASE)
+        base = self.registry or own
         return f"{base}{self.slug}"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
+
+R = TypeVar("R", bound="Response")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +146,8 @@ def collecting(response: Response, command: Collect, report: Callable[[Collected
     body = iter(response.iter_encoded())
     response.response = Tee(body, response.response, command, report)
     response.direct_passthrough = False
+
+
+def is_streamed(response: R | None) -> TypeGuard[R]:
+    """Whether the body is made while it is sent."""
+    return response is not None and (response.is_streamed or response.direct_passthrough)

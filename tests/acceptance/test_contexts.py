@@ -68,12 +68,15 @@ class Watching:
     """A policy of another capability that writes down how the view ended."""
 
     capability = "limits"
-    repeatable = True
 
     def __init__(self) -> None:
         self.heard: list[Result] = []
 
-    def bind(self, binding: Binding) -> Watching:
+    complete = True
+
+    def join(self, inner: object) -> None: ...
+
+    def bind(self, binding: Binding, beside: frozenset[str]) -> Watching:
         self.store = binding.store(self.capability)
         return self
 

@@ -53,12 +53,19 @@ class Policy:
 
     def __init__(self, capability: str, log: list[str], does: str = "", store: Any = None) -> None:
         self.capability = capability
-        self.repeatable = capability == "limits"
         self.log = log
         self.does = does
         self._store = store
 
-    def bind(self, binding: Binding) -> Policy:
+    complete = True
+
+    def join(self, inner: Policy) -> Policy | None:
+        if self.capability != "limits":
+            return None
+        return Policy("limits", [*inner.log, "joined"])
+
+    def bind(self, binding: Binding, beside: frozenset[str]) -> Policy:
+        self.beside = beside
         self.store = self._store or binding.store(self.capability)
         return self
 
@@ -214,9 +221,15 @@ def test_outer_replacement_wins(app: Flask) -> None:
     assert call(app, *policies).text == "replaced"
 
 
-def test_repeatable_policies_add_up(app: Flask, store: Counting) -> None:
+def test_policies_of_one_capability_are_joined(app: Flask, store: Counting) -> None:
     assert call(app, Policy("limits", []), Policy("limits", [])).text == "view"
-    assert store.trips == [2, 2]
+    assert store.trips == [1, 1]
+
+
+def test_policy_is_told_what_is_beside_it(app: Flask) -> None:
+    policies = [Policy("limits", []), Policy("mail", [])]
+    assert call(app, *policies).text == "view"
+    assert [policy.beside for policy in policies] == [frozenset({"limits", "mail"})] * 2
 
 
 def test_decorating_makes_a_new_guard_and_leaves_the_old_alone() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Final
 
 from flask import Response
 
@@ -136,11 +136,6 @@ def unreadable(claim: Claim, error: CorruptRecord) -> refusals.RecordUnreadable:
     return refusals.RecordUnreadable(
         "This operation may have been carried out. Ask before repeating it with a new key."
     )
-
-
-def is_streamed(response: Response | None) -> TypeGuard[Response]:
-    """Whether the body is made while it is sent."""
-    return response is not None and (response.is_streamed or response.direct_passthrough)
 
 
 def seconds(wait_ms: int) -> int:

@@ -13,9 +13,10 @@ from flask import Blueprint, Flask
 from .. import config
 from ..defaults import by_default, exempt
 from ..errors import ConfigError
-from ..extension import Binding, StoreLocation, bind, register
+from ..extension import Binding, Policy, StoreLocation, bind, register
 from ..flow import BoundPolicy
 from ..guard import guarded, install
+from ..servers import server_threads
 from .bound import Bound
 from .forms import idempotent_input, idempotent_key
 from .keys import KeyFinder
@@ -28,7 +29,6 @@ from .settings import (
     default_waiters,
     from_config,
     refuse_without_meaning,
-    server_threads,
 )
 from .waiters import Waiters
 
@@ -40,12 +40,15 @@ class _Policy:
     """What ``@idempotent(...)`` means, before it is known in which application."""
 
     capability = CAPABILITY
-    repeatable = False
+    complete = True
 
     def __init__(self, route: Layer) -> None:
         self._route = route
 
-    def bind(self, binding: Binding) -> BoundPolicy:
+    def join(self, inner: Policy) -> None:
+        """See :meth:`Policy.join`: a view has one idempotency."""
+
+    def bind(self, binding: Binding, beside: frozenset[str]) -> BoundPolicy:
         bound = binding.capabilities.get(CAPABILITY)
         if not isinstance(bound, Bound):
             raise ConfigError(

@@ -15,14 +15,13 @@ from ..errors import CorruptRecord, StoreError, StoreTimeout
 from ..flow import PROCEED, Call, Command, Flow, Result, Wait
 from ..keeper import Keeper
 from ..stores import Store
-from ..streams import Collect, Collected
+from ..streams import Collect, Collected, is_streamed
 from . import refusals, signals
 from .answers import (
     Answers,
     conflict,
     expired,
     in_progress,
-    is_streamed,
     mismatch,
     unavailable,
     unreadable,

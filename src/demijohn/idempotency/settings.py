@@ -202,22 +202,6 @@ def from_config(app: Flask) -> Layer:
     return layer | config.parse_layer(Settings, WHERE, app.config.get(WHERE, {}))
 
 
-def server_threads(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
-    """Return how many threads serve requests in this process, where that can be known.
-
-    gunicorn's ``--threads`` is read from the command line and from ``GUNICORN_CMD_ARGS``.
-    """
-    words = [*environ.get("GUNICORN_CMD_ARGS", "").split(), *argv]
-    threads: int | None = None
-    for index, word in enumerate(words):
-        value = word.removeprefix("--threads=")
-        if word == "--threads":
-            value = words[index + 1] if index + 1 < len(words) else ""
-        if value != word and value.isdigit():
-            threads = int(value)
-    return threads
-
-
 def default_waiters(threads: int | None) -> int:
     """Return how many duplicates may wait in one process: a quarter of its threads, else four."""
     return 4 if threads is None else max(1, threads // 4)

@@ -17,9 +17,9 @@ from ..flow import Result
 from ..records.dialects import Trouble
 from ..records.keys import Claimant, Moved, Record
 from ..records.transaction import Transaction
-from ..streams import gather
+from ..streams import gather, is_streamed
 from . import signals
-from .answers import conflict, is_streamed, outcome_unknown, unavailable
+from .answers import conflict, outcome_unknown, unavailable
 from .claim import Claim
 from .reading import patience_ms
 

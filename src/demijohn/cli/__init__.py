@@ -9,18 +9,18 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
 
-from .core import idempotency as core
-from .core.step import Row
-from .errors import DemijohnError
-from .extension import Binding
-from .frame import Frame, decode, encode
-from .idempotency.bound import Bound, bound_to
-from .idempotency.claim import row_names
-from .principal import ANONYMOUS, Principal
-from .stores import Store
+from ..core import idempotency as core
+from ..core.step import Row
+from ..errors import DemijohnError
+from ..extension import Binding
+from ..frame import Frame, decode, encode
+from ..idempotency.bound import Bound, bound_to
+from ..idempotency.claim import row_names
+from ..principal import ANONYMOUS, Principal
+from ..stores import Store
 
 if TYPE_CHECKING:
-    from .records import Database
+    from ..records import Database
 
 PREFIX: Final = "idempotency:"
 STATES: Final = tuple(state.name.lower() for state in core.State if state is not core.State.ABSENT)
