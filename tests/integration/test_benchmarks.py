@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("redis")
+pytest.importorskip("flask_limiter")
 
-from benchmarks import cases
+from benchmarks import bars as bars_of
+from benchmarks import cases, limits
 from benchmarks.__main__ import RESULTS, verdict
 from benchmarks.report import Run, document, table
 from benchmarks.timing import Times, rotations
@@ -41,6 +43,10 @@ def test_smoke_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         "keyless over bare / bare, worst store",
         "first on memory / bare",
         "waiters that were not answered",
+        *[
+            f"{count} limits, memory / Flask-Limiter fixed-window, {count}, memory, added"
+            for count in (1, 2, 5)
+        ],
     }
 
 
@@ -158,3 +164,31 @@ def test_percentiles_are_those_of_the_nearest_rank() -> None:
 
 def test_every_case_comes_first_in_turn() -> None:
     assert "".join(rotations("abc", 4)) == "abcbcacababc"
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def test_limits_are_judged_by_what_they_add() -> None:
+    """By a bare request of 100 us, ours adds 20 and the peer 100; moving windows have no bar."""
+    times = {name: Times([value], [value]) for name, value in HELD.items()}
+    for count in limits.COUNTS:
+        times[limits.ours("memory", count)] = Times([120.0], [1.0])
+        for strategy in limits.STRATEGIES:
+            times[limits.peers(strategy, "memory", count)] = Times([200.0], [1.0])
+    bars = list(bars_of.limits_bars(times, {}))
+    assert [(round(bar.ratio, 6), bar.at_most, bar.holds) for bar in bars] == [(0.2, 0.2, True)] * 3
+    assert len(list(bars_of.beside_limits(times, {}))) == 3
+
+
+def test_what_is_counted_is_judged_exactly() -> None:
+    counted = {
+        "trips of 2 limits, Redis": 1,
+        f"trips of {limits.STACKED}": 3,
+        "bytes of a row, window, limit 10": 401,
+        "bytes of Flask-Limiter's moving window, limit 10": 9000,
+        "trips of Flask-Limiter fixed-window, 2, Redis": 4,
+    }
+    bars = {bar.name: bar.holds for bar in bars_of.limits_bars({}, counted)}
+    assert list(bars.values()) == [True, False, False]
+    assert [value for _, value in bars_of.beside_limits({}, counted)] == [9000, 4]
