@@ -16,6 +16,7 @@ from tests.servers import RedisServer
 from . import timing, wakeup
 from .atomic import atomic_cases
 from .cases import STORES, request_cases
+from .limits import exact, limits_cases
 from .report import Run, document, environment, table
 
 RESULTS: Final = Path(__file__).parent / "results.json"
@@ -71,13 +72,15 @@ def _run(stores: set[str], *, quick: bool) -> Run:
         url = server.url() if server else None
         on = environment(_name(server) if server else None)
         atomic = stack.enter_context(atomic_cases(folder, stores))
-        cases = {**request_cases(folder, url, stores), **atomic.cases}
+        limits = limits_cases(url, stores)
+        cases = {**request_cases(folder, url, stores), **limits, **atomic.cases}
         times = timing.measure(cases, rounds=effort.rounds, calls=effort.calls)
         scenes = stack.enter_context(wakeup.scenes_of(_waited_on(folder, url, stores), url))
         wakes = wakeup.measure(
             scenes, samples=effort.samples, crowd=effort.crowd, crowds=effort.crowds
         )
-    return Run(times, wakes, on, atomic.statements, quick)
+        counted = exact(server) if server else {}
+    return Run(times, wakes, on, atomic.statements, quick, counted)
 
 
 def _name(server: RedisServer) -> str:

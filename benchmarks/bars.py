@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import atomic, cases
+from . import atomic, cases, limits
 from .timing import Times
 from .wakeup import Percentiles, Wakes
 
@@ -107,6 +107,26 @@ def beside_atomic(times: Mapping[str, Times]) -> Iterator[tuple[str, float]]:
 
 def _databases(times: Mapping[str, Times]) -> list[str]:
     return [name.removeprefix("view on ") for name in times if name.startswith("view on ")]
+
+
+def limits_bars(times: Mapping[str, Times], counted: Mapping[str, int]) -> Iterator[Bar]:
+    """Yield the bars for limits, as far as they were measured."""
+    for name, ratio, at_most in limits.ratios(times):
+        if at_most is not None:
+            yield Bar(name, ratio, at_most)
+    for name, value, at_most in limits.counted(counted):
+        yield Bar(name, value, at_most)
+
+
+def beside_limits(
+    times: Mapping[str, Times], counted: Mapping[str, int]
+) -> Iterator[tuple[str, float]]:
+    """Yield what limits cost beside the peer's other strategy, and what the peer takes."""
+    for name, ratio, at_most in limits.ratios(times):
+        if at_most is None:
+            yield name, ratio
+    judged = {name for name, _, _ in limits.counted(counted)}
+    yield from ((name, value) for name, value in counted.items() if name not in judged)
 
 
 def wake_bars(wakes: Mapping[str, Wakes]) -> Iterator[Bar]:

@@ -22,6 +22,8 @@ LIBRARIES: Final = (
     "werkzeug",
     "msgspec",
     "redis",
+    "flask-limiter",
+    "limits",
     "hiredis",
     "sqlalchemy",
     "psycopg",
@@ -38,6 +40,7 @@ class Run:
     environment: Mapping[str, object]
     statements: Mapping[str, int] = field(default_factory=dict)
     quick: bool = False
+    counted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bars(self) -> list[Bar]:
@@ -45,6 +48,7 @@ class Run:
         return [
             *bars_of.request_bars(self.times),
             *bars_of.atomic_bars(self.times, self.statements),
+            *bars_of.limits_bars(self.times, self.counted),
             *bars_of.wake_bars(self.wakes),
         ]
 
@@ -54,6 +58,7 @@ class Run:
         return [
             *bars_of.beside(self.times, self.wakes),
             *bars_of.beside_atomic(self.times),
+            *bars_of.beside_limits(self.times, self.counted),
         ]
 
     @property
@@ -158,6 +163,7 @@ def document(run: Run) -> dict[str, Any]:
         "null_check": round(run.null_check, 4),
         "microseconds": {name: _time(each) for name, each in run.times.items()},
         "statements": dict(run.statements),
+        "counted": dict(run.counted),
         "waking_ms": {name: _wake(each) for name, each in run.wakes.items()},
         "bars": [
             {

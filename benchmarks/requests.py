@@ -134,6 +134,7 @@ def _environ(key: str | None) -> dict[str, Any]:
         "REQUEST_METHOD": "POST",
         "PATH_INFO": "/pay",
         "QUERY_STRING": "",
+        "REMOTE_ADDR": "192.0.2.1",
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",
         "SERVER_PROTOCOL": "HTTP/1.1",

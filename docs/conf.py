@@ -52,7 +52,7 @@ nitpick_ignore_regex = [
     # Type aliases are documented as data, and named in signatures as if they were classes.
     (
         r"py:class",
-        r"StoreLocation|PrincipalHook|Json|BaseAdapter|demijohn\.extension\.Binding|.*\.Recovery",
+        r"StoreLocation|PrincipalHook|Limit|Json|BaseAdapter|demijohn\.extension\.Binding|.*\.Recovery",
     ),
     # What is private, and type variables: named in signatures, documented nowhere.
     (r"py:(class|obj)", r"(.*\.)?(_\w+|[A-Z])"),
