@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .app import Demijohn as Demijohn
+    from .batch import Batch as Batch
+    from .batch import add_batch_route as add_batch_route
     from .idempotency import Idempotency as Idempotency
     from .limits import Limits as Limits
     from .principal import Principal as Principal
@@ -19,14 +21,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Batch": "batch",
     "Demijohn": "app",
     "Idempotency": "idempotency",
     "Limits": "limits",
     "Principal": "principal",
     "Problem": "problem",
+    "add_batch_route": "batch",
 }
 
-__all__ = ["Demijohn", "Idempotency", "Limits", "Principal", "Problem", "__version__"]
+__all__ = [
+    "Batch",
+    "Demijohn",
+    "Idempotency",
+    "Limits",
+    "Principal",
+    "Problem",
+    "__version__",
+    "add_batch_route",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 from flask import Flask
 from werkzeug.exceptions import HTTPException
 
+from .batch import Batch, BatchOptions
 from .errors import ConfigError
 from .extension import StoreLocation, bind
 from .idempotency import Idempotency, Options
@@ -33,6 +34,8 @@ class Demijohn:
             Flask-SQLAlchemy-Lite, which was bound to the application before.
         idempotency: options that override ``DEMIJOHN_IDEMPOTENCY``.
         limits: options that override ``DEMIJOHN_LIMITS``.
+        batch: options that override ``DEMIJOHN_BATCH``. Without either there is no route for
+            batches.
 
     Raises:
         ConfigError: a setting is unknown or wrong.
@@ -48,6 +51,7 @@ class Demijohn:
         db: object = None,
         idempotency: Options | None = None,
         limits: LimitsOptions | None = None,
+        batch: BatchOptions | None = None,
     ) -> None:
         if principal is not None and not callable(principal):
             raise ConfigError("Demijohn(principal=...) must be callable")
@@ -61,6 +65,7 @@ class Demijohn:
         self.limit = self.limits.limit
         self.concurrent = self.limits.concurrent
         self.shed = self.limits.shed
+        self.batch = None if batch is None else Batch(**batch)
         if app is not None:
             self.init_app(app)
 
@@ -74,6 +79,8 @@ class Demijohn:
         limits = self.limits.prepare(app, binding)
         self.idempotency.init_app(app, binding)
         self.limits.register(app, binding, limits)
+        if self.batch is not None or "DEMIJOHN_BATCH" in app.config:
+            (self.batch or Batch()).init_app(app, binding)
         # From here on nothing fails.
         if self._principal is not None:
             binding.principal = self._principal

@@ -128,6 +128,7 @@ class _BoundExcept:
 
     def __init__(self, policy: BoundPolicy, methods: frozenset[str]) -> None:
         self.store = policy.store
+        self.postpones = policy.postpones
         self.policy = policy
         self.methods = methods
 

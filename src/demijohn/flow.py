@@ -146,6 +146,14 @@ class BoundPolicy(Protocol):
     """A policy with the settings and the store of one application."""
 
     @property
+    def postpones(self) -> bool:
+        """Whether its conclusion waits for the end of the atomicity group of the request.
+
+        True of what keeps a result: it would speak of rows that may be rolled back.
+        """
+        ...
+
+    @property
     def store(self) -> Store:
         """Where the flow's steps are decided."""
         ...

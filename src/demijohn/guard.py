@@ -38,7 +38,7 @@ from .core.step import Step
 from .errors import StoreError, UsageError
 from .extension import ORDER, Binding, Policy
 from .flow import Act, BoundPolicy, Call, Command, Flow, Proceed, Reply, Result, Wait, state
-from .stores import Store
+from .membership import Group, membership_of
 from .streams import Collect, Collected, collecting
 
 P = ParamSpec("P")
@@ -50,11 +50,12 @@ Answer: TypeAlias = "Response | HTTPException"
 class _Run:
     """One flow in progress: its command to be carried out, or its answer."""
 
-    __slots__ = ("answer", "command", "done", "flow", "store")
+    __slots__ = ("answer", "command", "done", "flow", "postpones", "store")
 
-    def __init__(self, flow: Flow, store: Store) -> None:
+    def __init__(self, flow: Flow, policy: BoundPolicy) -> None:
         self.flow = flow
-        self.store = store
+        self.store = policy.store
+        self.postpones = policy.postpones
         self.answer: Answer | None = None
         self.done = False
         self.command: Command | None = None
@@ -125,11 +126,12 @@ def _one_trip(runs: Sequence[_Run]) -> None:
 class _Passage:
     """One call through one guard, from the first flow's start to the last flow's end."""
 
-    __slots__ = ("active", "app")
+    __slots__ = ("active", "app", "group")
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: Flask, group: Group | None) -> None:
         self.app = app
         self.active: list[_Run] = []
+        self.group = group
 
     def enter(self, call: Call, policies: Sequence[BoundPolicy]) -> Answer | None:
         """Decide before the view; an answer means that the view does not run."""
@@ -154,7 +156,7 @@ class _Passage:
                 return refusal
             if flow is None:
                 continue
-            run = _Run(flow, policy.store)
+            run = _Run(flow, policy)
             if run.answer is not None:
                 return run.answer
             if not run.done:
@@ -191,6 +193,8 @@ class _Passage:
         """Decide after the view, from the inside out; an answer replaces the view's response."""
         runs, self.active = self.active, []
         runs.reverse()
+        if self.group is not None:
+            runs = self._postpone(self.group, runs, result)
         for run in runs:
             run.send(result)
         _one_trip(runs)
@@ -202,6 +206,34 @@ class _Passage:
             elif isinstance(run.command, Collect) and result.response is not None:
                 collecting(result.response, run.command, functools.partial(_collected, run))
         return replaced
+
+    def _postpone(self, group: Group, runs: list[_Run], result: Result) -> list[_Run]:
+        """Leave to ``group`` what can only be concluded when it has ended; return the rest.
+
+        The response is kept as it is now: what is stored of it must not depend on its group.
+        """
+        later = [run for run in runs if run.postpones]
+        if not later:
+            return runs
+        response = result.response
+        if response is not None:
+            response.direct_passthrough = False
+            kept = type(response)(response.get_data(), response.status, response.headers.copy())
+            result = Result(kept, result.exception, result.by_view)
+
+        def conclude(*, committed: bool | None) -> None:
+            if committed is None:
+                for run in later:
+                    run.flow.close()  # it is left to its lease
+                return
+            for run in later:
+                run.send(result if committed else Result(None, result.exception, by_view=False))
+            _one_trip(later)
+            for run in later:
+                run.settle()
+
+        group.postpone(conclude)
+        return [run for run in runs if not run.postpones]
 
     def abandon(self) -> None:
         """The process is being told to end inside the view: leave everything to the leases."""
@@ -282,6 +314,15 @@ class Guard:
 
         return synchronous
 
+    def bound(self, binding: Binding) -> tuple[BoundPolicy, ...]:
+        """Return the policies with the settings of one application; made at the first use."""
+        policies = binding.guards.get(self)
+        if policies is None:
+            beside = frozenset([policy.capability for policy in self.policies])
+            policies = tuple(policy.bind(binding, beside) for policy in self.policies)
+            binding.guards[self] = policies
+        return policies
+
     def _enter(self) -> tuple[_Passage | None, Answer | None]:
         app = current_app._get_current_object()  # type: ignore[attr-defined]
         binding: Binding | None = app.extensions.get("demijohn")
@@ -290,13 +331,10 @@ class Guard:
                 f"view {self.name!r} is decorated by Demijohn, but this application "
                 "is not bound: call Demijohn(app) or init_app(app)"
             )
-        policies = binding.guards.get(self)
-        if policies is None:
-            beside = frozenset([policy.capability for policy in self.policies])
-            policies = tuple(policy.bind(binding, beside) for policy in self.policies)
-            binding.guards[self] = policies
-        passage = _Passage(app)
+        policies = self.bound(binding)
         call = Call(app, request._get_current_object(), binding.principal)  # type: ignore[attr-defined]
+        part = membership_of(call.request.environ)
+        passage = _Passage(app, None if part is None else part.group)
         answer = passage.enter(call, policies)
         return (passage if passage.active else None), answer
 

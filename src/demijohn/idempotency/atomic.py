@@ -12,6 +12,8 @@ written: else the retry would do it twice.
 
 from __future__ import annotations
 
+from typing import Final
+
 from flask import Response
 
 from ..errors import CorruptRecord
@@ -40,6 +42,8 @@ class BoundAtomic:
         waiters: counts those who wait in this process.
         running: knows what runs in this process.
     """
+
+    postpones: Final = False
 
     def __init__(
         self,

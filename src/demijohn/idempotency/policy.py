@@ -51,6 +51,8 @@ class BoundIdempotency:
         recovers: keeps the steps of a run; ``None`` where there is no database.
     """
 
+    postpones: Final = True
+
     def __init__(
         self,
         settings: Settings,

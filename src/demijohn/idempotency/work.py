@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 from ..flow import Result
 from ..records.dialects import Trouble
 from ..records.keys import Claimant, Moved, Record
-from ..records.transaction import Transaction
+from ..records.transaction import Transaction, current
 from ..streams import gather, is_streamed
 from . import signals
 from .answers import conflict, outcome_unknown, unavailable
@@ -96,7 +96,8 @@ class Work:
         def is_this_request() -> bool:
             return has_request_context() and request._get_current_object() is mine  # type: ignore[attr-defined]
 
-        self._transaction = transaction = Transaction(self._policy.database.engine, is_this_request)
+        engine = self._policy.database.engine
+        self._transaction = transaction = Transaction(engine, is_this_request, current())
         for name in self._claim.names[1:]:  # only while a secret is being rotated
             earlier = keys.read(transaction.connection, name)
             if earlier is not None and not earlier.is_over:

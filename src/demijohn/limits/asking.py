@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+from werkzeug.exceptions import HTTPException
 
 from ..core import limits as core
 from ..core.step import Outcome, Step
@@ -38,6 +39,7 @@ class Asked(msgspec.Struct):
         made: the step that takes, but for the names of its rows, where that is known before.
         elsewhere: the store in which it was decided, if not in the policy's own.
         values: of the outcome; see :func:`demijohn.core.limits.take`.
+        prepaid: whether it was taken before the request came.
     """
 
     entries: tuple[Entry, ...]
@@ -52,6 +54,7 @@ class Asked(msgspec.Struct):
     made: Step | None = None
     elsewhere: Store | None = None
     values: Sequence[int] = ()
+    prepaid: bool = False
 
     def step(self, inbox: str = "") -> Step:
         """Return the step that takes."""
@@ -144,6 +147,24 @@ class Asking:
             if asked is not None:
                 return asked
         return self._ask(call, plan.entries(call.request.method))
+
+    def beforehand(self, call: Call, plan: Plan) -> Asked | None:
+        """Return what a request will ask that is plain, without calling the application.
+
+        What has something beside its limits that may answer in its view's place is left out: its
+        step goes with the other's in any case.
+        """
+        entries = plan.always or ()
+        if self._spares or any(callable(part) for entry in entries for part in entry.by):
+            return None
+        if any("session" in entry.by for entry in entries):
+            return None
+        try:
+            template = self._templates.get(plan) or self._template(plan)
+            asked = None if template is None else self._alike(call, template)
+        except HTTPException:
+            return None
+        return asked if asked is not None and asked.plain else None
 
     def _template(self, plan: Plan) -> _Template | None:
         """Return what requests ask alike; ``None`` if it depends on them."""

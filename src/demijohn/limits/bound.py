@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from flask import Flask
 
@@ -21,6 +23,7 @@ from .identity import Identities
 from .notation import parse
 from .plan import Declared, Plan, Planner
 from .policy import BoundLimits, Shed
+from .pricing import Prices, price
 from .rejections import Rejections
 from .settings import CAPABILITY, LimitSettings, Settings, ShedSettings
 from .shedding import MOST_CAPACITY, Shedder
@@ -138,6 +141,12 @@ class Bound:
             target_ms = options.target_ms if options.adaptive else 0
             shedder = self._shedders[group] = Shedder(capacity, options.reserve, target_ms)
         return Shed(shedder, options.critical)
+
+    def price(
+        self, binding: Binding, call: Call, environs: Mapping[int, dict[str, Any]], *, whole: bool
+    ) -> Prices:
+        """See :func:`demijohn.limits.pricing.price`."""
+        return price(binding, self._answers, call, environs, whole=whole)
 
     # --- without a view -------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ is looked up in the application's database) the charge is given back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -22,6 +22,7 @@ from ..core.step import Outcome
 from ..errors import StoreError
 from ..flow import PROCEED, Call, Flow, Result
 from ..keeper import Keeper
+from ..membership import membership_of
 from ..stores import Store, scattered
 from ..streams import Collect, is_streamed
 from . import groups
@@ -44,6 +45,22 @@ class Shed(msgspec.Struct, frozen=True, eq=False):
     critical: Callable[[], bool] | None
 
 
+class Prepaid:
+    """What was taken for one request before it came.
+
+    Args:
+        keys: of the limits.
+        values: of the outcome; see :func:`demijohn.core.limits.take`.
+    """
+
+    __slots__ = ("keys", "used", "values")
+
+    def __init__(self, keys: tuple[str, ...], values: Sequence[int]) -> None:
+        self.keys = keys
+        self.values = values
+        self.used = False
+
+
 class BoundLimits:
     """The limits of a view in one application.
 
@@ -59,6 +76,8 @@ class BoundLimits:
         sheds: what the view is shed by, the outermost first.
         enabled: whether anything is done at all.
     """
+
+    postpones: Final = False
 
     def __init__(
         self,
@@ -107,12 +126,22 @@ class BoundLimits:
         if plan is None:
             return None
         asked = self._asking.ask(call, plan)
-        if asked is not None and asked.plain:
+        if asked is not None and asked.plain and not _is_prepaid(call, asked):
             values = self._rejections.recall(asked.keys)
             if values is not None:
                 asked.values = values
                 raise self._answers.refused(call, asked, cached=True)
         return asked
+
+    def ask_beforehand(self, call: Call) -> Asked | None:
+        """Return what a request will ask that is not the current one.
+
+        Nothing of the application is called for it; ``None`` where that would be needed.
+        """
+        plan = self.plan(call.request.endpoint or "")
+        if plan is None or not self._enabled or self._sheds or self._scattered:
+            return None
+        return self._asking.beforehand(call, plan)
 
     # --- shedding -------------------------------------------------------------------------------
 
@@ -138,7 +167,7 @@ class BoundLimits:
     # --- around the view ------------------------------------------------------------------------
 
     def _limited(self, call: Call, asked: Asked, *, until_sent: bool = False) -> Flow:
-        if not (yield from self._take(call, asked)):
+        if not asked.prepaid and not (yield from self._take(call, asked)):
             result: Result = yield PROCEED
             if until_sent:
                 yield from _sent(result)
@@ -213,6 +242,17 @@ class BoundLimits:
                 groups.updated(asked, outcome, which, acts)
         except StoreError as error:
             log.warning("limits could not be settled after a view: %s", error)
+
+
+def _is_prepaid(call: Call, asked: Asked) -> bool:
+    """Use what was taken for the request as part of a batch, if that is what it asks."""
+    part = membership_of(call.request.environ)
+    prepaid = None if part is None else part.prepaid
+    if not isinstance(prepaid, Prepaid) or prepaid.used or prepaid.keys != asked.keys:
+        return False
+    prepaid.used = asked.prepaid = True
+    asked.values = prepaid.values
+    return True
 
 
 def _sent(result: Result) -> Any:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, Final, TypeAlias, cast
 
 from flask import Flask, g
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from demijohn.errors import ConfigError
+from demijohn.errors import ConfigError, StoreUnavailable
 
 from . import schema, transaction
 from .dialects import CURE, Dialect, dialect_of
+from .grouping import Grouping
 from .purging import purge
 from .savepoints import shorten
 from .steps import Steps
@@ -47,6 +49,7 @@ class Database:
         self._maker, self.engine = _resolve(source, app)
         self.dialect: Dialect = dialect_of(self.engine)
         self._ready = False
+        self._checked = False
         self._lock = Lock()
         if self._maker is not None:
             _have_sessions_join(self._maker)
@@ -80,8 +83,47 @@ class Database:
         with self._lock:
             if not self._ready:
                 schema.verify(self.engine)
-                _refuse_false_transactions(self.engine)
+                self.check_transactions()
                 self._ready = True
+
+    def check(self, *, keyed: bool) -> None:
+        """Check, once, that the database can keep transactions, and records if ``keyed``.
+
+        Raises:
+            ConfigError: it cannot.
+            StoreUnavailable: it cannot be reached.
+        """
+        try:
+            if keyed:
+                self.prepare()
+            else:
+                self.check_transactions()
+        except SQLAlchemyError as error:
+            raise StoreUnavailable(f"the database cannot be reached: {error}") from error
+
+    def check_transactions(self) -> None:
+        """Find out, once, whether what is rolled back is gone.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if not self._checked:
+            _refuse_false_transactions(self.engine)
+            self._checked = True
+
+    def grouping(self, applies: Callable[[], bool]) -> Grouping:
+        """Begin a transaction that the sessions of several requests join.
+
+        Args:
+            applies: whether what runs now belongs to it.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached.
+        """
+        try:
+            return Grouping(self, applies)
+        except SQLAlchemyError as error:
+            raise StoreUnavailable(f"the database cannot be reached: {error}") from error
 
     def settle(self) -> None:
         """Commit what the sessions of this request have begun before its view.

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, NestedTransaction, RootTransaction
 from sqlalchemy.exc import SQLAlchemyError
 
 from demijohn.errors import UsageError
@@ -38,16 +38,26 @@ class Transaction:
         engine: sessions bound to it join; others are left alone.
         applies: whether what runs now belongs to it: a request that the view makes of its own
             application, or a thread that it starts, does not.
+        within: a transaction of several requests, of which this one's is a savepoint: its commit
+            is not true before theirs.
     """
 
-    def __init__(self, engine: Engine, applies: Callable[[], bool]) -> None:
+    def __init__(
+        self, engine: Engine, applies: Callable[[], bool], within: Transaction | None = None
+    ) -> None:
         self._engine = engine
         self.applies = applies
         self._joined: WeakSet[Session] = WeakSet()
         self._before: Transaction | None = None
-        self.connection: Connection = engine.connect()
+        self._within = within
+        self._began: RootTransaction | NestedTransaction
+        if within is not None:
+            self.connection: Connection = within.connection
+            self._began = self.connection.begin_nested()
+            return
+        self.connection = engine.connect()
         try:
-            self.connection.begin()
+            self._began = self.connection.begin()
         except BaseException:
             self.connection.close()
             raise
@@ -76,11 +86,15 @@ class Transaction:
 
     def dismiss(self) -> None:
         """Undo what the sessions that have joined have not committed, and let no more join."""
+        self.settle()
+        self._joined.clear()
+        self._admit_no_more()
+
+    def settle(self) -> None:
+        """Undo what the sessions that have joined have not committed."""
         for session in list(self._joined):
             if session.in_transaction():
                 session.rollback()
-        self._joined.clear()
-        self._admit_no_more()
 
     def _admit_no_more(self) -> None:
         if _current.get() is self:
@@ -88,11 +102,12 @@ class Transaction:
 
     def commit(self) -> None:
         """Commit everything."""
-        self.connection.commit()
+        self._began.commit()
 
     def abandon(self) -> None:
         """Break the connection off, of which nobody knows in what state it is."""
-        self.connection.invalidate()
+        if self._within is None:
+            self.connection.invalidate()
 
     def close(self) -> None:
         """Undo everything that is not committed, and give the connection back.
@@ -107,4 +122,7 @@ class Transaction:
             for session in list(self._joined):
                 session.invalidate()
             self._admit_no_more()
-        self.connection.close()
+        if self._within is None:
+            self.connection.close()
+        elif self._began.is_active:
+            self._began.rollback()

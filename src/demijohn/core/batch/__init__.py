@@ -29,7 +29,7 @@ from .multipart import (
 from .order import Plan, Unit, plan
 from .part import Answer, Bounds, Fields, Malformed, Part, field, response_id, without_response
 from .references import Unresolved, resolve
-from .targets import Place, check_method, locate, origin, own_path
+from .targets import Place, check_method, locate, normal, origin, own_path
 
 __all__ = [
     "Answer",
@@ -48,6 +48,7 @@ __all__ = [
     "locate",
     "make_boundary",
     "media_type",
+    "normal",
     "occurs",
     "origin",
     "own_path",

@@ -21,6 +21,7 @@ class Place(msgspec.Struct, frozen=True):
     """Where the batch is.
 
     Args:
+        scheme: of the request for the batch.
         origins: scheme, host and port of this application, and what else counts as such; as
             :func:`origin` returns them.
         mount: the path under which the application is; ``""`` for the root.
@@ -28,6 +29,7 @@ class Place(msgspec.Struct, frozen=True):
         batches: the paths of all batches, without ``mount``.
     """
 
+    scheme: str
     origins: Collection[str]
     mount: str
     path: str

@@ -1,0 +1,131 @@
+"""The WSGI environment of a part: made of what is allowed, never a copy of the batch's own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from ..core.batch import Part
+from ..membership import KEY, Membership
+from .settings import Settings
+
+_KEPT: Final = (
+    "REMOTE_ADDR",  # what ProxyFix has made of it already
+    "REMOTE_PORT",
+    "SCRIPT_NAME",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "SERVER_PROTOCOL",
+    "SERVER_SOFTWARE",
+    "HTTP_HOST",
+    "wsgi.errors",
+    "wsgi.multiprocess",
+    "wsgi.multithread",
+    "wsgi.run_once",
+    "wsgi.url_scheme",
+    "wsgi.version",
+)
+_INHERITED: Final = (
+    "authorization",
+    "cookie",
+    "accept-language",
+    "user-agent",
+    "traceparent",
+    "tracestate",
+)
+_REQUEST_ID: Final = "X-Request-ID"
+# They speak of a connection, or of an origin, and a part has neither; or of who calls, which only a
+# proxy may say; or they would have the answer coded in a way that clients of batches do not expect.
+_DROPPED: Final = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "forwarded",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-real-ip",
+    }
+)
+_DROPPED_PREFIXES: Final = ("proxy-", "x-forwarded-")
+
+
+class Environs:
+    """Makes the environments of the parts of one batch.
+
+    Args:
+        outer: the environment of the batch.
+        settings: say what is inherited besides.
+    """
+
+    def __init__(self, outer: Mapping[str, Any], settings: Settings) -> None:
+        kept = (*_KEPT, *settings.inherit_environ)
+        self._base = {name: outer[name] for name in kept if name in outer}
+        for header in (*_INHERITED, *settings.inherit):
+            name = _name(header)
+            if name in outer:
+                self._base[name] = outer[name]
+        self._request_id = outer.get(_name(_REQUEST_ID))
+
+    def make(
+        self, part: Part, path: str, query: str, membership: Membership, key: tuple[str, str] | None
+    ) -> dict[str, Any]:
+        """Return the environment of ``part``.
+
+        Args:
+            part: what is asked.
+            path: within the application, as it was sent.
+            query: as it was sent.
+            membership: of the part.
+            key: the header and the value of the idempotency key that it is given.
+        """
+        environ = self._base.copy()
+        if self._request_id:
+            environ[_name(_REQUEST_ID)] = f"{self._request_id}.{membership.index}"
+        if key is not None:
+            environ[_name(key[0])] = key[1]
+        _add_fields(environ, part)
+        target = f"{path}?{query}" if query else path
+        mount = environ.get("SCRIPT_NAME", "")
+        environ.update(
+            {
+                "REQUEST_METHOD": part.method.upper(),
+                "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+                "QUERY_STRING": query,
+                "REQUEST_URI": mount + target,
+                "RAW_URI": mount + target,
+                "wsgi.input": io.BytesIO(part.body),
+                "wsgi.input_terminated": True,
+                KEY: membership,
+            }
+        )
+        if part.body or part.method.upper() in {"POST", "PUT", "PATCH"}:
+            environ["CONTENT_LENGTH"] = str(len(part.body))
+        return environ
+
+
+def _add_fields(environ: dict[str, Any], part: Part) -> None:
+    own: dict[str, str] = {}
+    for field, value in part.fields:
+        lower = field.lower()
+        # With an underscore it would be taken for the header that has a hyphen there.
+        if lower in _DROPPED or "_" in lower or lower.startswith(_DROPPED_PREFIXES):
+            continue
+        name = _name(lower)
+        if name in own:
+            own[name] += ("; " if name == "HTTP_COOKIE" else ",") + value
+        else:
+            own[name] = value
+    environ.update(own)
+
+
+def _name(header: str) -> str:
+    name = header.upper().replace("-", "_")
+    return name if name in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{name}"

@@ -1,0 +1,89 @@
+"""The limits of all parts, taken in one trip before any of them runs.
+
+What limits can take beforehand is theirs to say (:class:`membership.Pricer`): the parts that it
+leaves out take for themselves, when they run.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from ..core.batch import Malformed, locate
+from ..membership import Membership
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..extension import Binding
+    from ..flow import Call
+    from .running import Run
+    from .settings import Settings
+
+log = logging.getLogger("demijohn.batch")
+
+
+class Taken(Protocol):
+    """What was taken for the parts of a batch."""
+
+    prepaid: Mapping[int, object]
+
+    def give_back(self) -> None:
+        """Return what was taken for parts that have not used it."""
+        ...
+
+
+class Pricer(Protocol):
+    """What takes for several requests at once."""
+
+    def price(
+        self, binding: Binding, call: Call, environs: Mapping[int, dict[str, Any]], *, whole: bool
+    ) -> Taken:
+        """Take for the requests in ``environs``; all or nothing of it if ``whole``.
+
+        Raises:
+            HTTPException: there is not enough for all of them.
+        """
+        ...
+
+
+class Pricing:
+    """What was taken for one batch; nothing, where limits are not bound or one part comes alone."""
+
+    def __init__(self, taken: Taken | None) -> None:
+        self._taken = taken
+
+    @classmethod
+    def of(cls, binding: Binding, settings: Settings, call: Call, run: Run) -> Pricing:
+        """Take for all parts of ``run``.
+
+        Raises:
+            HTTPException: there is not enough for all of them, and so none is to run.
+        """
+        pricer = binding.capabilities.get("limits")
+        whole = settings.on_excess == "reject"
+        if pricer is None or settings.on_excess == "each" or not (whole or len(run.plan.parts) > 1):
+            return cls(None)
+        taken = cast("Pricer", pricer).price(binding, call, _environs(run), whole=whole)
+        run.prepaid.update(taken.prepaid)
+        return cls(taken)
+
+    def give_back(self) -> None:
+        """Return what was taken for parts that have not run."""
+        if self._taken is not None:
+            self._taken.give_back()
+
+
+NOTHING: Final = Pricing(None)
+
+
+def _environs(run: Run) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for index, part in enumerate(run.plan.parts):
+        try:
+            path, query = locate(part.target, run.place)
+        except Malformed:
+            continue  # it refers to what is not known yet
+        membership = Membership(run.name, index, part.id, None)
+        found[index] = run.environ(index, path, query, membership)
+    return found
