@@ -73,6 +73,7 @@ class Watching:
         self.heard: list[Result] = []
 
     complete = True
+    postpones = False
 
     def join(self, inner: object) -> None: ...
 

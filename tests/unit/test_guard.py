@@ -58,6 +58,7 @@ class Policy:
         self._store = store
 
     complete = True
+    postpones = False
 
     def join(self, inner: Policy) -> Policy | None:
         if self.capability != "limits":

@@ -27,7 +27,6 @@ class Batch:
 
     Args:
         app: the application; without one, call :meth:`init_app` later.
-        url: where batches are sent to; several for clients that each expect another.
         stores: as ``DEMIJOHN_STORES``: a store URL, or URLs by name.
         db: the application's database, for atomicity groups; as for :class:`demijohn.app.Demijohn`.
         options: override ``DEMIJOHN_BATCH`` for this application; see :class:`BatchOptions`.
@@ -90,16 +89,25 @@ def _refuse_taken(app: Flask, urls: tuple[str, ...]) -> None:
             raise ConfigError(f"DEMIJOHN_BATCH['url']: {url!r} is taken by another view")
 
 
-def add_batch_route(app: Flask, route: str = "/batch", **options: Unpack[BatchOptions]) -> Batch:
+def add_batch_route(
+    app: Flask,
+    route: str = "/batch",
+    *,
+    stores: Mapping[str, StoreLocation] | str | None = None,
+    db: object = None,
+    **options: Unpack[BatchOptions],
+) -> Batch:
     """Add a route for batches to ``app``.
 
     Args:
         app: the application.
         route: where batches are sent to.
+        stores: as for :class:`Batch`.
+        db: as for :class:`Batch`.
         options: as for :class:`Batch`.
 
     Raises:
         ConfigError: an option or a setting is unknown or wrong.
     """
     options.setdefault("url", route)
-    return Batch(app, **options)
+    return Batch(app, stores=stores, db=db, **options)

@@ -163,7 +163,8 @@ class Run:
         """Carry out part ``index``, and return what is answered."""
         part = self.plan.parts[index]
         try:
-            part = resolve(part, self._by_name, self._own)
+            if self.plan.references:
+                part = resolve(part, self._by_name, self._own)
             path, query = locate(part.target, self.place)
         except Unresolved as error:
             return instead(self.app, "unresolved-reference", str(error))

@@ -30,12 +30,14 @@ class Plan(msgspec.Struct, frozen=True):
         units: in the order in which they run.
         needs: for each part the numbers of those that must have succeeded.
         ids: the numbers of the parts by their names in references.
+        references: whether parts may refer to the answers of earlier ones.
     """
 
     parts: Sequence[Part]
     units: Sequence[Unit]
     needs: Sequence[frozenset[int]]
     ids: dict[str, int]
+    references: bool
 
 
 def plan(parts: Sequence[Part], *, ignore_case: bool, references: bool, atomic: bool) -> Plan:
@@ -55,7 +57,7 @@ def plan(parts: Sequence[Part], *, ignore_case: bool, references: bool, atomic: 
     if not atomic:
         _check_groups(units, ids, ignore_case=ignore_case)
     needs = _needs(parts, ids, units, references=references)
-    return Plan(parts, units, needs, ids)
+    return Plan(parts, units, needs, ids, references)
 
 
 def _named(name: str) -> str:
