@@ -8,16 +8,21 @@ colon, no control characters, no Transfer-Encoding, one Content-Length that is t
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, cast
 
 from .part import Answer, Bounds, Fields, Malformed, Part
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # The value is what stands between the colon and the end of the line; it is stripped afterwards, so
 # that no two parts of the expression can match the same space.
-_FIELD: Final = rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)(?:\r?\n|\Z)"
-_HEAD: Final = re.compile(rb"(?:" + _FIELD + rb")*")
-_EACH: Final = re.compile(_FIELD)
+_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
+_LINE_END: Final = rb"(?:\r?\n|\Z)"
+# Possessive: an expression that could go back would keep a note of every field, 150 times its size.
+_HEAD: Final = re.compile(rb"(?:" + _TOKEN + rb":" + _VALUE + _LINE_END + rb")*+")
+_EACH: Final = re.compile(rb"(" + _TOKEN + rb"):(" + _VALUE + rb")" + _LINE_END)
+_NAME: Final = re.compile(_TOKEN.decode("ascii"))
+_NO_PHRASE: Final = re.compile(r"[^\t\x20-\x7e\xa0-\xff]+")
 _END: Final = re.compile(rb"\r?\n")
 _REQUEST: Final = re.compile(
     rb"(" + _TOKEN + rb") ([\x21-\x7e]+)(?: HTTP/1\.[01])?[ \t]*(?:\r?\n|\Z)"
@@ -25,6 +30,7 @@ _REQUEST: Final = re.compile(
 _STATUS: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])? ([1-9][0-9]{2})(?: ([^\r\n]*))?(?:\r?\n|\Z)")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _LINE_BREAKS: Final = b"\r\n"
+_NO_BODY: Final = frozenset({204, 304})
 # What decides how a message is read, or where it goes, may stand there once.
 _SINGLE: Final = frozenset({"content-length", "content-type", "host"})
 
@@ -61,8 +67,7 @@ def read_head(
     Raises:
         Malformed: of ``kind``, where it is no head, or one that is too large.
     """
-    found = _HEAD.match(data, start)
-    end = found.end() if found else start
+    end = cast("re.Match[bytes]", _HEAD.match(data, start)).end()  # it matches nothing, too
     if end - start > bounds.head:
         raise Malformed(
             "part-header-too-large",
@@ -133,7 +138,7 @@ def read_response(data: bytes, start: int, bounds: Bounds) -> Answer:
         raise Malformed("malformed-part", f"This is no status line: {_shown(data, start)}.")
     fields, at = read_head(data, line.end(), bounds)
     status = int(line[1])
-    has_body = at >= 0 and status not in {204, 304}
+    has_body = at >= 0 and status not in _NO_BODY
     body = _body(data, at, check_fields(fields)) if has_body else b""
     return Answer(status, fields, body, reason=(line[2] or b"").decode("latin-1").strip())
 
@@ -160,6 +165,17 @@ def check_fields(fields: Fields) -> int | None:
         elif lower == "transfer-encoding":
             raise Malformed("malformed-batch", "A part has a Transfer-Encoding; send it whole.")
     return length
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse what is no name of a field; with a colon in it, it would be the name of another.
+
+    Raises:
+        Malformed: one is none.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise Malformed("malformed-part", f"This is no name of a header field: {name!r}.")
 
 
 def _body(data: bytes, at: int, length: int | None) -> bytes:
@@ -196,6 +212,7 @@ def write_request(part: Part) -> bytes:
     if not _REQUEST.fullmatch(head):
         raise ValueError(f"no request line: {part.method!r} {part.target!r}")
     fields = [pair for pair in part.fields if pair[0].lower() != "content-length"]
+    check_fields(tuple(fields))
     if part.body:
         fields.append(("Content-Length", str(len(part.body))))
     return head + _write_fields(fields) + b"\r\n" + part.body
@@ -206,17 +223,23 @@ def write_response(answer: Answer) -> bytes:
 
     The phrase is never empty: Google's client splits the line at its second space. Of a response
     to HEAD, or a 304, the Content-Length would speak of a body that is not there.
+
+    Raises:
+        ValueError: a field cannot be sent.
     """
-    reason = answer.reason or REASONS.get(answer.status, "Unknown")
-    head = f"HTTP/1.1 {answer.status} {reason}\r\n".encode("latin-1", "replace")
+    reason = _NO_PHRASE.sub(" ", answer.reason).strip()
+    reason = reason or REASONS.get(answer.status, "Unknown")
+    head = f"HTTP/1.1 {answer.status} {reason}\r\n".encode("latin-1")
     fields = [pair for pair in answer.fields if pair[0].lower() != "content-length"]
-    if answer.status not in {204, 304}:
-        fields.append(("Content-Length", str(len(answer.body))))
+    if answer.status in _NO_BODY:
+        return head + _write_fields(fields) + b"\r\n"
+    fields.append(("Content-Length", str(len(answer.body))))
     return head + _write_fields(fields) + b"\r\n" + answer.body
 
 
 def _write_fields(fields: list[tuple[str, str]]) -> bytes:
     block = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1")
+    check_names(name for name, _ in fields)
     if not _HEAD.fullmatch(block) or block.count(b"\n") != len(fields):
         raise ValueError("a header field has characters that cannot be sent")
     return block
