@@ -25,6 +25,10 @@ _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\
 _PARAMETER: Final = re.compile(
     r'[ \t]*;[ \t]*(?:([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^;"]*)))?'
 )
+# What can be the value of a header field, and comes back from it as it was.
+_CONTENT_ID: Final = re.compile(
+    r"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?"
+)
 _ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
 _LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -177,15 +181,20 @@ def read_multipart_answers(body: bytes, boundary: str, bounds: Bounds) -> list[A
     answers: list[Answer] = []
     for section in _until_cut(sections(body, boundary, bounds.parts)):
         fields, at = read_head(section, 0, bounds)
-        kind, parameters = media_type(field(fields, "content-type") or "application/http")
-        if kind == "multipart/mixed":
-            answers += read_multipart_answers(
-                section[max(at, 0) :], parameters.get("boundary", ""), bounds
-            )
-            continue
-        answer = read_response(section, at if at >= 0 else len(section), bounds)
-        answers.append(msgspec.structs.replace(answer, id=field(fields, "content-id")))
+        given = field(fields, "content-type") or "application/http"
+        if media_type(given)[0] == "multipart/mixed":
+            # A change set; there is none within another.
+            inner = sections(section[max(at, 0) :], boundary_of(given), bounds.parts)
+            answers += [_read_answer(each, bounds) for each in _until_cut(inner)]
+        else:
+            answers.append(_read_answer(section, bounds))
     return answers
+
+
+def _read_answer(section: bytes, bounds: Bounds) -> Answer:
+    fields, at = read_head(section, 0, bounds)
+    answer = read_response(section, at if at >= 0 else len(section), bounds)
+    return msgspec.structs.replace(answer, id=field(fields, "content-id"))
 
 
 def _until_cut(found: Iterator[T]) -> Iterator[T]:
@@ -210,15 +219,24 @@ def write_multipart(messages: Iterable[tuple[str | None, bytes]], boundary: str)
     Args:
         messages: Content-IDs, ``None`` for none, and the HTTP messages.
         boundary: must not begin a line of any of them; see :func:`occurs`.
+
+    Raises:
+        ValueError: a Content-ID cannot be sent as it is.
     """
     parts = [section(name, message, boundary) for name, message in messages]
     return b"".join([*parts, closing(boundary)])
 
 
 def section(name: str | None, message: bytes, boundary: str) -> bytes:
-    """Return one part of a body, with the delimiter before it."""
+    """Return one part of a body, with the delimiter before it.
+
+    Raises:
+        ValueError: the Content-ID cannot be sent as it is.
+    """
     head = f"--{boundary}\r\nContent-Type: application/http\r\n"
     if name is not None:
+        if not _CONTENT_ID.fullmatch(name):
+            raise ValueError(f"no Content-ID: {name!r}")
         head += f"Content-ID: {name}\r\n"
     return b"%b\r\n%b\r\n" % (head.encode("latin-1"), message)
 
