@@ -7,15 +7,14 @@ JSON bodies are handed on byte for byte as they stood there: a number keeps all 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 import msgspec
 
-from .message import check_fields, read_head
+from .message import check_fields, check_names, read_head
 from .multipart import media_type
 from .part import Answer, Bounds, Fields, Malformed, Part, field
 
@@ -28,15 +27,34 @@ _KEYS: Final = frozenset(
 )
 
 
-class _Bodies(msgspec.Struct):
+# It comes back as a Content-ID where the answer is multipart/mixed.
+_ID: Final = re.compile(r"[\x21-\x7e\xa1-\xff](?:[\x20-\x7e\xa0-\xff]{,254}[\x21-\x7e\xa1-\xff])?")
+_LINE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+# How deep the body of a part is within a batch.
+_ABOVE_BODY: Final = 3
+
+
+class _Body(msgspec.Struct):
     """What is taken from the text as it stands there."""
 
     body: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _Whole(msgspec.Struct):
-    requests: list[_Bodies] = []
-    responses: list[_Bodies] = []
+class _Requests(msgspec.Struct):
+    requests: list[_Body]
+
+
+class _Response(msgspec.Struct):
+    """A response, of a server that may be more generous than this one."""
+
+    id: str | int | None = None
+    status: str | int = ""
+    headers: dict[str, str | int | float | bool | list[str] | None] | None = None
+    body: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Responses(msgspec.Struct):
+    responses: list[_Response]
 
 
 def is_json(kind: str) -> bool:
@@ -44,33 +62,31 @@ def is_json(kind: str) -> bool:
     return kind == _JSON or kind.endswith("+json")
 
 
-def _load(body: bytes, depth: int) -> tuple[dict[str, Any], _Whole]:
-    """Read a JSON object strictly: no name twice, no NaN, no deeper than ``depth``."""
+def _load(body: bytes, depth: int) -> object:
+    """Read JSON strictly: UTF-8, no name twice, no NaN, no deeper than ``depth``."""
     try:
-        found = json.loads(
-            body,
+        # Decoded here, because json.loads would guess at UTF-16 and let surrogates through.
+        found: object = json.loads(
+            body.decode("utf-8"),
             object_pairs_hook=_once,
             parse_constant=_no_constant,
             parse_int=str,
             parse_float=str,
         )
-        _check_depth(found, depth)
-        whole = msgspec.json.decode(body, type=_Whole) if isinstance(found, dict) else _Whole()
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:
         raise Malformed("malformed-batch", f"The body is not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise Malformed("malformed-batch", 'The body must be an object with "requests".')
-    return found, whole
+    _check_depth(found, depth)
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Malformed("malformed-batch", f"An object has the name {twice!r} twice.")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Malformed("malformed-batch", f"An object has the name {name!r} twice.")
+        found[name] = value
     return found
 
 
@@ -102,7 +118,9 @@ def read_json_parts(body: bytes, bounds: Bounds) -> list[Part]:
     Raises:
         Malformed: something is wrong with it.
     """
-    found, whole = _load(body, bounds.depth)
+    found = _load(body, bounds.depth)
+    if not isinstance(found, dict):
+        raise Malformed("malformed-batch", 'The body must be an object with "requests".')
     unknown = found.keys() - {"requests"}
     if unknown:
         raise Malformed("malformed-batch", f"The batch has unknown members: {_listed(unknown)}.")
@@ -113,22 +131,31 @@ def read_json_parts(body: bytes, bounds: Bounds) -> list[Part]:
         raise Malformed("malformed-batch", "The batch has no parts.")
     if len(requests) > bounds.parts:
         raise Malformed("too-many-parts", f"A batch may have {bounds.parts} parts.")
+    for number, request in enumerate(requests):
+        if not isinstance(request, dict):
+            raise Malformed("malformed-batch", "A request must be an object.", number)
     return [
-        _read_part(number, request, bytes(raw.body), bounds)
-        for number, (request, raw) in enumerate(zip(requests, whole.requests, strict=True))
+        _read_part(number, request, raw, bounds)
+        for number, (request, raw) in enumerate(zip(requests, _bodies(body), strict=True))
     ]
+
+
+def _bodies(body: bytes) -> list[bytes]:
+    try:
+        whole = msgspec.json.decode(body, type=_Requests)
+    except ValueError as error:  # half of a surrogate pair
+        raise Malformed("malformed-batch", f"The body is not JSON: {error}.") from None
+    return [bytes(each.body) for each in whole.requests]
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in sorted(names))
 
 
-def _read_part(number: int, request: object, raw: bytes, bounds: Bounds) -> Part:
-    if not isinstance(request, dict):
-        raise Malformed("malformed-batch", "A request must be an object.", number)
+def _read_part(number: int, request: dict[str, Any], raw: bytes, bounds: Bounds) -> Part:
     name = request.get("id")
     try:
-        return _part(cast("dict[str, Any]", request), raw, bounds)
+        return _part(request, raw, bounds)
     except Malformed as error:
         raise error.at(number, name if isinstance(name, str) else None) from None
 
@@ -164,8 +191,12 @@ def _part(request: dict[str, Any], raw: bytes, bounds: Bounds) -> Part:
 
 def _id(value: object) -> str:
     # A number has become a string already.
-    if not isinstance(value, str) or not value or len(value) > 256 or not value.isprintable():
-        raise Malformed("bad-id", "A request needs an id: a string that no other one has.")
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise Malformed(
+            "bad-id",
+            "A request needs an id: a string of 1 to 256 printable characters up to U+00FF, "
+            "without spaces around it.",
+        )
     return value
 
 
@@ -174,6 +205,9 @@ def _fields(given: object, bounds: Bounds) -> Fields:
         return ()
     if not isinstance(given, dict):
         raise Malformed("malformed-part", "headers must be an object.")
+    check_names(given)
+    if len({name.lower() for name in given}) != len(given):
+        raise Malformed("malformed-part", "A header is there twice, in different cases.")
     block = "".join([f"{name}:{_value(name, value)}\r\n" for name, value in given.items()])
     try:
         data = block.encode("latin-1")
@@ -209,7 +243,7 @@ def _body(raw: bytes, fields: Fields) -> tuple[Fields, bytes]:
         return fields, from_base64(text)
     except UnicodeEncodeError:
         raise Malformed("malformed-part", "A body has half of a surrogate pair.") from None
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise Malformed("malformed-part", f"A body of {kind} must be base64url.") from None
 
 
@@ -238,26 +272,29 @@ def _depends_on(request: Mapping[str, Any]) -> tuple[str, ...]:
 def write_json_parts(parts: Sequence[Part]) -> bytes:
     """Return the body of a batch.
 
+    Names of header fields become lower case, and a field that is there twice one with commas.
+
     Raises:
-        ValueError: a part cannot be said in JSON: a field that is there twice, say.
+        ValueError: a part cannot be said in JSON. It has no id, a field twice that may be there
+            once, a body that its method or :func:`read_json_parts` would not have, or ``null``.
     """
     return msgspec.json.encode({"requests": [_written(part) for part in parts]})
 
 
 def _written(part: Part) -> dict[str, object]:
+    if part.id is None:
+        raise ValueError("a request in JSON needs an id")
+    check_fields(part.fields)
     written: dict[str, object] = {"id": part.id, "method": part.method, "url": part.target}
-    headers: dict[str, str] = {}
-    for name, value in part.fields:
-        lower = name.lower()
-        if lower in headers:
-            headers[lower] += ("; " if lower == "cookie" else ", ") + value
-        elif lower != "content-length":
-            headers[lower] = value
-    if headers:
-        written["headers"] = headers
+    headers = _joined(part.fields)
     if part.body:
-        written["body"] = _as_json(part.body, headers.get("content-type", ""), standard=False)
-        headers.setdefault("content-type", "application/octet-stream")
+        if part.method.upper() in _NO_CONTENT:
+            raise ValueError(f"a {part.method} request in JSON has no body")
+        kind, _ = media_type(headers.setdefault("content-type", "application/octet-stream"))
+        if is_json(kind):
+            _check_said(part.body)
+        written["body"] = _as_json(part.body, kind, standard=False)
+    if headers:
         written["headers"] = headers
     if part.depends_on:
         written["dependsOn"] = part.depends_on
@@ -266,24 +303,42 @@ def _written(part: Part) -> dict[str, object]:
     return written
 
 
-def _as_json(body: bytes, content_type: str, *, standard: bool) -> msgspec.Raw | str:
+def _joined(fields: Fields) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        lower = name.lower()
+        if lower in headers:
+            headers[lower] += ("; " if lower == "cookie" else ", ") + value
+        elif lower != "content-length":
+            headers[lower] = value
+    return headers
+
+
+def _check_said(body: bytes) -> None:
+    if _load(body, Bounds().depth - _ABOVE_BODY) is None:
+        raise ValueError("a body in JSON cannot be null: that is none")
+
+
+def _as_json(body: bytes, kind: str, *, standard: bool) -> msgspec.Raw | str:
     """Return what stands for a body in JSON."""
-    kind, _ = media_type(content_type)
-    text: str | None
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        text = None
+    text = _text(body)
     if text is not None and is_json(kind):
         try:
             msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return text  # a view has answered what is no JSON; it must not spoil the others
         return msgspec.Raw(body)
     if text is not None and kind.startswith("text/"):
         return text
     encode = base64.b64encode if standard else base64.urlsafe_b64encode
     return encode(body).decode("ascii")
+
+
+def _text(body: bytes) -> str | None:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 # --- responses ----------------------------------------------------------------------------------
@@ -312,7 +367,7 @@ def write_json_answer(answer: Answer, *, standard: bool, minimal: bool) -> bytes
         headers["set-cookie"] = cookies
     written: dict[str, object] = {"id": answer.id, "status": answer.status, "headers": headers}
     if answer.body and not (minimal and 200 <= answer.status < 300):
-        kind = str(headers.get("content-type", ""))
+        kind, _ = media_type(str(headers.setdefault("content-type", "application/octet-stream")))
         written["body"] = _as_json(answer.body, kind, standard=standard)
     return msgspec.json.encode(written)
 
@@ -323,41 +378,42 @@ def read_json_answers(body: bytes) -> list[Answer]:
     Raises:
         Malformed: it is none.
     """
-    found, whole = _load(body, 1000)
-    responses = found.get("responses")
-    if not isinstance(responses, list):
-        raise Malformed("malformed-batch", '"responses" must be a list.')
-    return [
-        _answer(number, response, bytes(raw.body))
-        for number, (response, raw) in enumerate(zip(responses, whole.responses, strict=True))
-    ]
+    try:
+        found = msgspec.json.decode(body.decode("utf-8"), type=_Responses)
+    except (ValueError, RecursionError) as error:
+        raise Malformed("malformed-batch", f"The body is no answer to a batch: {error}.") from None
+    return [_answer(number, response) for number, response in enumerate(found.responses)]
 
 
-def _answer(number: int, response: object, raw: bytes) -> Answer:
-    if not isinstance(response, dict):
-        raise Malformed("malformed-batch", "A response must be an object.", number)
-    name, status = response.get("id"), response.get("status")
-    if not isinstance(status, str) or not re.fullmatch("[1-9][0-9][0-9]", status):
+def _answer(number: int, response: _Response) -> Answer:
+    status = str(response.status)
+    if not re.fullmatch("[1-9][0-9][0-9]", status):
         raise Malformed("malformed-batch", f"A status is {status!r}.", number)
     fields: list[tuple[str, str]] = []
-    for name, value in (response.get("headers") or {}).items():
+    for name, value in (response.headers or {}).items():
         values = value if isinstance(value, list) else [value]
         fields += [(name, str(each)) for each in values]
-    kind, _ = media_type(field(tuple(fields), "content-type") or _JSON)
+    if not all(_LINE.fullmatch(name) and _LINE.fullmatch(value) for name, value in fields):
+        raise Malformed("malformed-batch", "A header has what cannot be sent in one.", number)
+    given = field(tuple(fields), "content-type")
     return Answer(
-        int(status), tuple(fields), _content(raw, kind), None if name is None else str(name)
+        int(status),
+        tuple(fields),
+        _content(bytes(response.body), given),
+        None if response.id is None else str(response.id),
     )
 
 
-def _content(raw: bytes, kind: str) -> bytes:
-    if raw in {b"", b"null"}:
+def _content(raw: bytes, content_type: str | None) -> bytes:
+    kind, _ = media_type(content_type or _JSON)
+    if not raw or (raw == b"null" and content_type is None):
         return b""
     if is_json(kind) or not raw.startswith(b'"'):
         return raw
-    text = str(json.loads(raw))
+    text = msgspec.json.decode(raw, type=str)
     if kind.startswith("text/"):
-        return text.encode("utf-8", "surrogatepass")
+        return text.encode("utf-8")
     try:
         return from_base64(text)
-    except (ValueError, binascii.Error):
-        return text.encode("utf-8", "surrogatepass")
+    except ValueError:
+        return text.encode("utf-8")
