@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import msgspec
 
@@ -53,10 +54,11 @@ def plan(parts: Sequence[Part], *, ignore_case: bool, references: bool, atomic: 
         Malformed: an id is not unique, a group is not together, or a dependency is not earlier.
     """
     ids = _ids(parts, ignore_case=ignore_case)
-    units = [Unit(tuple(range(len(parts))), "batch")] if atomic else in_units(parts)
-    if not atomic:
-        _check_groups(units, ids, ignore_case=ignore_case)
+    units = in_units(parts)
+    _check_groups(units, ids, ignore_case=ignore_case)
     needs = _needs(parts, ids, units, references=references)
+    if atomic:
+        units = [Unit(tuple(range(len(parts))), "batch")]
     return Plan(parts, units, needs, ids, references)
 
 
@@ -70,22 +72,25 @@ def _ids(parts: Sequence[Part], *, ignore_case: bool) -> dict[str, int]:
     for number, part in enumerate(parts):
         if part.id is None:
             continue
-        same = part.id.casefold() if ignore_case else part.id
+        # <a> and a would be one name in references.
+        name = _named(part.id)
+        same = name.casefold() if ignore_case else name
         if same in seen:
             raise Malformed("bad-id", f"The id {part.id!r} is there twice.", number, part.id)
         seen.add(same)
-        ids[_named(part.id)] = number
+        ids[name] = number
     return ids
 
 
 def in_units(parts: Sequence[Part]) -> list[Unit]:
     """Put parts that follow each other and name the same group into one unit."""
     units: list[Unit] = []
-    for number, part in enumerate(parts):
-        if part.group is not None and units and units[-1].group == part.group:
-            units[-1] = Unit((*units[-1].parts, number), part.group)
+    for group, run in groupby(enumerate(parts), key=lambda numbered: numbered[1].group):
+        numbers = tuple([number for number, _ in run])
+        if group is None:
+            units += [Unit((number,)) for number in numbers]
         else:
-            units.append(Unit((number,), part.group))
+            units.append(Unit(numbers, group))
     return units
 
 
@@ -116,10 +121,11 @@ def _needs(
     groups = {unit.group: unit.parts for unit in units if unit.group is not None}
     needs: list[frozenset[int]] = []
     for number, part in enumerate(parts):
+        names = dict.fromkeys(part.depends_on)
+        if references:
+            names |= dict.fromkeys(sorted(mentioned(part, ids)))
         found: set[int] = set()
-        for name in part.depends_on:
-            found.update(_before(part, number, name, ids, groups))
-        for name in mentioned(part, ids) if references else ():
+        for name in names:
             found.update(_before(part, number, name, ids, groups))
         needs.append(frozenset(found))
     return needs
@@ -133,7 +139,7 @@ def _before(
         raise Malformed(
             "bad-dependency", f"A part depends on {name!r}, which is not there.", number, part.id
         )
-    if max(numbers) >= number:
+    if numbers[-1] >= number:
         raise Malformed(
             "bad-dependency",
             f"A part depends on {name!r}, which does not come before it.",
