@@ -27,6 +27,8 @@ class Place(msgspec.Struct, frozen=True):
         mount: the path under which the application is; ``""`` for the root.
         path: of the request for the batch, with ``mount``.
         batches: the paths of all batches, without ``mount``.
+
+    Paths are as they stand in targets: percent-encoded.
     """
 
     scheme: str
@@ -54,15 +56,19 @@ def locate(target: str, place: Place) -> tuple[str, str]:
     path, query = own_path(target, place)
     inner = path
     if place.mount:
-        if not (path == place.mount or path.startswith(place.mount + "/")):
+        if not (_within(path, place.mount) and _within(normal(path), normal(place.mount))):
             raise Malformed(
                 "foreign-origin",
                 f"{target!r} is outside of this application, which is at {place.mount!r}.",
             )
         inner = path[len(place.mount) :] or "/"
-    if normal(inner) in place.batches:
+    if normal(inner) in {normal(batch) for batch in place.batches}:
         raise Malformed("nested-batch", "A part of a batch cannot be a batch itself.")
     return inner, query
+
+
+def _within(path: str, mount: str) -> bool:
+    return path == mount or path.startswith(mount + "/")
 
 
 def own_path(target: str, place: Place) -> tuple[str, str]:
@@ -87,7 +93,8 @@ def own_path(target: str, place: Place) -> tuple[str, str]:
     if not target.startswith("/"):
         if target == "*":
             raise Malformed("malformed-part", "The target * is for no resource.")
-        target = urljoin(place.path, target)
+        # What has more ".." than there are levels would come back without its first slash.
+        target = "/" + urljoin(place.path, target).lstrip("/")
     path, _, query = target.partition("?")
     return path, query
 
