@@ -17,22 +17,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, AnyStr, Final, NoReturn, cast
+from urllib.parse import quote, unquote
 
 import msgspec
 
-from .part import Answer, Fields, Part, field
+from .part import Answer, Bounds, Fields, Part, field
 
-# An id has no braces where it is referred to; the shortest one that is followed by a place.
-_REFERENCE: Final = re.compile(r"@(@\{)|@\{([^{}]+?)\.(body|headers)((?:\.[^.{}]+)*)\}")
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# Possessive, and what is between the braces is taken apart afterwards: one pass, whatever is there.
+_BRACES: Final = re.compile(r"@(@\{)|@\{([^{}]*+)\}")
+# The shortest id that a place follows.
+_PLACE: Final = re.compile(r"(.+?)\.(body|headers)(?=\.|\Z)", re.DOTALL)
+# A string of a JSON text; with a colon behind it it is a name.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"([ \t\r\n]*+:)?')
 _LEADING: Final = re.compile(r"/?\$([^/?]+)")
 _TAGGED: Final = frozenset({"if-match", "if-none-match"})
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f]")
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+_SEPARATOR: Final = re.compile(r"[/\\]")
+_DOTS: Final = frozenset({".", ".."})
+# The path of a target: what is between the braces of a reference may have a question mark.
+_PATH: Final = re.compile(r"(?:@\{[^{}]*+\}|[^?])*+")
+_HALF: Final = re.compile("[\ud800-\udfff]")
+_INDEX: Final = re.compile("0|[1-9][0-9]{0,8}")
 
 Answers = Mapping[str, Answer]
+
+
+class _Reference(msgspec.Struct, frozen=True):
+    """What stands between braces: of whose answer what is wanted."""
+
+    id: str
+    place: str
+    path: tuple[str, ...]
 
 
 class Unresolved(ValueError):
@@ -42,21 +60,29 @@ class Unresolved(ValueError):
 def mentioned(part: Part, ids: Iterable[str]) -> set[str]:
     """Return the ids whose answers ``part`` refers to."""
     known = ids if isinstance(ids, dict) else set(ids)
-    found = {match[2] for match in _references(part.target)}
+    found = _named_in(part.target)
     leading = _leading(part.target, known)
     if leading is not None:
         found.add(leading)
     for name, value in part.fields:
-        found.update(match[2] for match in _references(value))
+        found |= _named_in(value)
         if name.lower() in _TAGGED and value.startswith("$") and value[1:] in known:
             found.add(value[1:])
     return found
 
 
-def _references(text: str) -> list[re.Match[str]]:
-    if "@{" not in text:
-        return []
-    return [match for match in _REFERENCE.finditer(text) if match[2]]
+def _named_in(text: str) -> set[str]:
+    references = [_reference(match[2] or "") for match in _BRACES.finditer(text)]
+    return {reference.id for reference in references if reference is not None}
+
+
+def _reference(text: str) -> _Reference | None:
+    """Take apart what stands between braces; ``None`` if it is no reference."""
+    found = _PLACE.match(text)
+    if found is None:
+        return None
+    path = tuple(text[found.end() + 1 :].split(".")) if found.end() < len(text) else ()
+    return _Reference(found[1], found[2], path) if all(path) else None
 
 
 def _leading(target: str, known: Iterable[str]) -> str | None:
@@ -68,67 +94,172 @@ def _leading(target: str, known: Iterable[str]) -> str | None:
     return name if name in known else None
 
 
-def resolve(part: Part, answers: Answers, own: Callable[[str], str]) -> Part:
+def resolve(
+    part: Part, answers: Answers, own: Callable[[str], str], bounds: Bounds | None = None
+) -> Part:
     """Return ``part`` with the values that it refers to.
 
     Args:
         part: of a batch.
         answers: of the parts before it, by their ids.
         own: returns the path and query of a URL of ours; raises ``ValueError`` for another's.
+        bounds: how large it may become; a short reference can stand for a long value.
 
     Raises:
         Unresolved: there is no such value, or it may not stand there.
     """
-    target = _target(part.target, answers, own)
-    fields = tuple([(name, _field(name, value, answers)) for name, value in part.fields])
-    body = _body(part, answers)
+    values = _Values(answers, bounds or Bounds())
+    target = _target(part.target, values, own)
+    fields = tuple([(name, _field(name, value, values)) for name, value in part.fields])
+    body = _body(part, values)
     if target == part.target and fields == part.fields and body is part.body:
         return part
+    _check_size(target, fields, body, values.bounds)
     return msgspec.structs.replace(part, target=target, fields=fields, body=body)
 
 
-def _target(target: str, answers: Answers, own: Callable[[str], str]) -> str:
-    name = _leading(target, answers)
-    if name is not None:
-        found = _LEADING.match(target)
-        rest = target[found.end() :] if found else ""
-        location = field(answers[name].fields, "location")
-        if location is None:
-            raise Unresolved(f"The answer to {name!r} has no Location.")
+def _check_size(target: str, fields: Fields, body: bytes, bounds: Bounds) -> None:
+    head = len(target) + sum([len(name) + len(value) for name, value in fields])
+    if head > bounds.head or len(body) > bounds.part:
+        raise Unresolved("What is referred to makes the part too large.")
+
+
+class _Number:
+    """A number in JSON, with all its digits."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class _Values:
+    """What can be referred to. The JSON of an answer is read once, however often it is asked for.
+
+    Args:
+        answers: by the ids of their parts.
+        bounds: how much may be made of them; a short reference can stand for a long value, often.
+    """
+
+    def __init__(self, answers: Answers, bounds: Bounds) -> None:
+        self.answers = answers
+        self.bounds = bounds
+        self._room = bounds.part
+        self._read: dict[str, object] = {}
+
+    def find(self, reference: _Reference) -> object:
+        """Return a header field, or a value of a body in JSON."""
+        name, wanted = reference.id, ".".join(reference.path)
+        answer = self.answers.get(name)
+        if answer is None:
+            raise Unresolved(f"There is no answer to {name!r}.")
+        if reference.place == "headers":
+            found = field(answer.fields, wanted.lower())
+            if found is None:
+                raise Unresolved(f"The answer to {name!r} has no header {wanted!r}.")
+            return found
         try:
-            path = urlsplit(own(location)).path
-        except ValueError as error:
-            raise Unresolved(f"The Location of {name!r} leads elsewhere: {error}") from None
-        target = path.rstrip("/") + rest if rest.startswith("/") else path + rest
-    return _substituted(target, answers, _in_target)
+            if name not in self._read:
+                self._read[name] = _read(answer.body)
+            return _walk(self._read[name], reference.path)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise Unresolved(f"The answer to {name!r} has no {wanted!r}.") from None
+
+    def spend(self, text: AnyStr) -> AnyStr:
+        """Return ``text``, which has been made of an answer, while there is room for it."""
+        self._room -= len(text)
+        if self._room < 0:
+            raise Unresolved("What is referred to makes the part too large.")
+        return text
 
 
-def _in_target(value: object) -> str:
+def _read(body: bytes) -> object:
+    return json.loads(
+        body.decode("utf-8"), parse_int=_Number, parse_float=_Number, parse_constant=_no_constant
+    )
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _walk(value: Any, path: Sequence[str]) -> object:
+    for step in path:
+        if isinstance(value, list) and not _INDEX.fullmatch(step):
+            raise LookupError(step)
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value
+
+
+def _target(target: str, values: _Values, own: Callable[[str], str]) -> str:
+    location, rest = _relocated(target, values, own)
+    cut = cast("re.Match[str]", _PATH.match(rest)).end()  # it matches nothing, too
+    path = location + _substituted(rest[:cut], values, _in_path)
+    if location and path.startswith(location + "/"):
+        path = location.rstrip("/") + path[len(location) :]
+    found = path + _substituted(rest[cut:], values, _in_query)
+    if found == target:
+        return target
+    if not _VISIBLE.fullmatch(found) or _dots(path) > _dots(_BRACES.sub("x", rest[:cut])):
+        raise Unresolved(f"{found!r} is no target.")
+    return found
+
+
+def _relocated(target: str, values: _Values, own: Callable[[str], str]) -> tuple[str, str]:
+    """Return the path of the Location that a target begins with, ``""`` if none, and the rest.
+
+    No reference is looked for in a Location: it is a value itself.
+    """
+    name = _leading(target, values.answers)
+    if name is None:
+        return "", target
+    location = field(values.answers[name].fields, "location")
+    if location is None:
+        raise Unresolved(f"The answer to {name!r} has no Location.")
+    try:
+        path = own(location.partition("#")[0]).partition("?")[0]
+    except ValueError as error:
+        raise Unresolved(f"The Location of {name!r} leads elsewhere: {error}") from None
+    return path, _LEADING.sub("", target, count=1)
+
+
+def _dots(path: str) -> int:
+    """Count the segments that lead elsewhere, as an application sees them: decoded."""
+    return sum([segment in _DOTS for segment in _SEPARATOR.split(unquote(path))])
+
+
+def _in_path(value: object) -> str:
+    if value == "":
+        raise Unresolved("An empty text may not be put into a path.")
+    return _in_query(value)
+
+
+def _in_query(value: object) -> str:
+    return quote(_in_head(value), safe="")
+
+
+def _in_head(value: object) -> str:
     text = _as_text(value)
-    if text in {"", ".", ".."}:
-        raise Unresolved(f"{text!r} may not be put into a url.")
-    return quote(text, safe="")
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, bool) or value is None or isinstance(value, dict | list):
-        raise Unresolved("Only a string or a number can be put there.")
-    else:
-        text = json.dumps(value)
     if _UNSAFE.search(text):
         raise Unresolved("A value with control characters can not be put there.")
     return text
 
 
-def _field(name: str, value: str, answers: Answers) -> str:
-    if name.lower() in _TAGGED and value.startswith("$") and value[1:] in answers:
-        tag = field(answers[value[1:]].fields, "etag")
+def _as_text(value: object) -> str:
+    if isinstance(value, _Number):
+        return value.text
+    if not isinstance(value, str) or _HALF.search(value):
+        raise Unresolved("Only a text or a number can be put there.")
+    return value
+
+
+def _field(name: str, value: str, values: _Values) -> str:
+    if name.lower() in _TAGGED and value.startswith("$") and value[1:] in values.answers:
+        tag = field(values.answers[value[1:]].fields, "etag")
         if tag is None:
             raise Unresolved(f"The answer to {value[1:]!r} has no ETag.")
-        return tag
-    found = _substituted(value, answers, _as_text)
+        return _in_head(tag)
+    found = _substituted(value, values, _in_head)
     try:
         found.encode("latin-1")
     except UnicodeEncodeError:
@@ -136,60 +267,61 @@ def _field(name: str, value: str, answers: Answers) -> str:
     return found
 
 
-def _substituted(text: str, answers: Answers, write: Callable[[object], str]) -> str:
-    if "@{" not in text:
-        return text
-    return _REFERENCE.sub(lambda match: "@{" if match[1] else write(_value(match, answers)), text)
+def _substituted(text: str, values: _Values, write: Callable[[object], str]) -> str:
+    def written(match: re.Match[str]) -> str:
+        if match[1]:
+            return "@{"
+        reference = _reference(match[2])
+        return values.spend(write(values.find(reference))) if reference else match[0]
+
+    return _BRACES.sub(written, text) if "@{" in text else text
 
 
-def _value(match: re.Match[str], answers: Answers) -> object:
-    name, place, path = match[2], match[3], match[4].split(".")[1:]
-    answer = answers.get(name)
-    if answer is None:
-        raise Unresolved(f"There is no answer to {name!r}.")
-    if place == "headers":
-        found = field(answer.fields, ".".join(path).lower())
-        if found is None:
-            raise Unresolved(f"The answer to {name!r} has no header {'.'.join(path)!r}.")
-        return found
-    try:
-        return _walk(json.loads(answer.body), path)
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise Unresolved(f"The answer to {name!r} has no {'.'.join(path)!r}.") from None
-
-
-def _walk(value: Any, path: Sequence[str]) -> Any:
-    for step in path:
-        value = value[int(step)] if isinstance(value, list) else value[step]
-    return value
-
-
-def _body(part: Part, answers: Answers) -> bytes:
+def _body(part: Part, values: _Values) -> bytes:
     if not part.depends_on or b"@{" not in part.body or not _carries_json(part.fields):
         return part.body
-    named = {name: answers[name] for name in part.depends_on if name in answers}
-    body = part.body
+    try:
+        msgspec.json.decode(part.body)
+    except (ValueError, RecursionError):
+        return part.body  # what is no JSON has no strings
+    named = frozenset(part.depends_on)
 
     def written(match: re.Match[bytes]) -> bytes:
         token = match[0]
-        if b"@" not in token or body[match.end() :].lstrip(b" \t\r\n")[:1] == b":":
-            return token  # a name, not a value
-        text = json.loads(token)
-        whole = _REFERENCE.fullmatch(text)
-        if whole is not None and whole[2] in named:
-            return json.dumps(_value(whole, named)).encode()
-        found = _REFERENCE.sub(lambda one: _in_text(one, named), text)
-        return token if found == text else json.dumps(found).encode()
+        if b"@{" not in token or match[1] is not None:
+            return token
+        text = msgspec.json.decode(token, type=str)
+        whole = _BRACES.fullmatch(text)
+        reference = _reference(whole[2] or "") if whole is not None else None
+        if reference is not None and reference.id in named:
+            return values.spend(_as_json(values.find(reference)))
+        found = _in_text(text, named, values)
+        return token if found == text else msgspec.json.encode(found)
 
-    return _STRING.sub(written, body)
+    return _STRING.sub(written, part.body)
 
 
-def _in_text(match: re.Match[str], named: Answers) -> str:
-    if match[1]:
-        return "@{"
-    if match[2] not in named:
-        return match[0]
-    return _as_text(_value(match, named))
+def _in_text(text: str, named: Collection[str], values: _Values) -> str:
+    def written(match: re.Match[str]) -> str:
+        if match[1]:
+            return "@{"
+        reference = _reference(match[2])
+        if reference is None or reference.id not in named:
+            return match[0]
+        return values.spend(_as_text(values.find(reference)))
+
+    return _BRACES.sub(written, text)
+
+
+def _as_json(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value, enc_hook=_digits)
+    except (ValueError, RecursionError):
+        raise Unresolved("That value can not be put into JSON.") from None
+
+
+def _digits(number: _Number) -> msgspec.Raw:
+    return msgspec.Raw(number.text.encode("ascii"))
 
 
 def _carries_json(fields: Fields) -> bool:
