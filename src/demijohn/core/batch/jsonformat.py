@@ -95,18 +95,16 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _check_depth(value: object, most: int) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > most + 1:
-            raise Malformed("malformed-batch", f"The JSON is nested deeper than {most} levels.")
-        inner: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += each.values()
-            elif isinstance(each, list):
-                inner += each
-        level = inner
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise Malformed("malformed-batch", f"The JSON is nested deeper than {most} levels.")
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -241,8 +239,6 @@ def _body(raw: bytes, fields: Fields) -> tuple[Fields, bytes]:
         if kind.startswith("text/"):
             return fields, text.encode("utf-8")
         return fields, from_base64(text)
-    except UnicodeEncodeError:
-        raise Malformed("malformed-part", "A body has half of a surrogate pair.") from None
     except ValueError:
         raise Malformed("malformed-part", f"A body of {kind} must be base64url.") from None
 
