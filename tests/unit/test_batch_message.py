@@ -21,8 +21,6 @@ from demijohn.core.batch import (
 )
 from demijohn.core.batch.message import REASONS, read_request
 
-h11 = pytest.importorskip("h11")
-
 BOUNDS = Bounds()
 
 
@@ -275,6 +273,7 @@ def test_request_says_its_own_length() -> None:
 
 
 def by_h11(data: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]:
+    h11 = pytest.importorskip("h11")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     connection.receive_data(data)
     connection.receive_data(b"")
