@@ -146,7 +146,7 @@ def test_values_of_an_earlier_answer_in_target_header_and_content(api: Api) -> N
     body = parts(response)[1]["body"]
     assert body["args"] == {"name": "a/../b", "id": "7"}
     assert body["headers"]["x-sku"] == "sku x1, hi"
-    assert body["body"] == '{"id": 7, "text": "no. 7", "all": [{"sku": "x1"}]}'
+    assert body["body"] == '{"id": 7, "text": "no. 7", "all": [{"sku":"x1"}]}'
 
 
 def test_content_is_left_alone_unless_the_part_depends_on_the_id(api: Api) -> None:

@@ -23,7 +23,7 @@ from demijohn.core.batch import (
 )
 from demijohn.core.batch.references import mentioned
 
-PLACE = Place({"http://api.example:80"}, "", "/batch", {"/batch"})
+PLACE = Place("http", {"http://api.example:80"}, "", "/batch", {"/batch"})
 JSON = (("Content-Type", "application/json"),)
 
 

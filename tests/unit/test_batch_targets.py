@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from demijohn.core.batch import Malformed, Place, check_method, locate, origin, own_path
 from demijohn.core.batch.targets import normal
 
-ROOT = Place({"http://api.example:80"}, "", "/v1/batch", {"/v1/batch", "/$Batch"})
-APP = Place({"https://[::1]:8443"}, "/app", "/app/batch", {"/batch"})
+ROOT = Place("http", {"http://api.example:80"}, "", "/v1/batch", {"/v1/batch", "/$Batch"})
+APP = Place("https", {"https://[::1]:8443"}, "/app", "/app/batch", {"/batch"})
 
 
 def kind_of(target: str, place: Place = ROOT) -> str:

@@ -75,6 +75,7 @@ class Run:
         self._pool = pool
         self._ends = time.monotonic() + settings.deadline_ms / 1000
         self._room = settings.max_response_bytes
+        self._bounds = settings.bounds
         self._failed = False
         self._names = {number: name for name, number in plan.ids.items()}
         self._by_name: dict[str, Answer] = {}
@@ -164,7 +165,7 @@ class Run:
         part = self.plan.parts[index]
         try:
             if self.plan.references:
-                part = resolve(part, self._by_name, self._own)
+                part = resolve(part, self._by_name, self._own, self._bounds)
             path, query = locate(part.target, self.place)
         except Unresolved as error:
             return instead(self.app, "unresolved-reference", str(error))
