@@ -162,6 +162,10 @@ def seconds(run: Callable[[], object]) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_eight_times_as_much_does_not_take_64_times_as_long(shape: str) -> None:
     make = SHAPES[shape]
-    less = seconds(make(2_000))
-    more = seconds(make(16_000))
-    assert more < SHORT_S or more / less < MOST
+
+    def is_linear() -> bool:
+        less, more = seconds(make(2_000)), seconds(make(16_000))
+        return more < SHORT_S or more / less < MOST
+
+    # A machine that is busy with something else is slow at times, quadratic work is so always.
+    assert any(is_linear() for _ in range(6))
