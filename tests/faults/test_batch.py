@@ -115,8 +115,23 @@ def test_killed_between_parts_and_sent_again_every_part_is_applied_once(
     assert bank.payments() == {"a": 2, "b": 2, "c": 2}
 
 
-@pytest.mark.parametrize("kind", ["plain", "atomic", "leased"])
-@pytest.mark.parametrize("point", ["in-b", "after-b", "before-commit", "after-commit"])
+POINTS = ("in-b", "after-b", "before-commit", "after-commit")
+KINDS = ("plain", "leased", "atomic")
+SHORT = {("in-b", "plain"), ("after-b", "leased"), ("before-commit", "atomic")}
+
+
+@pytest.mark.parametrize(
+    ("point", "kind"),
+    [
+        pytest.param(
+            point,
+            kind,
+            marks=[] if (point, kind) in SHORT or point == "after-commit" else pytest.mark.campaign,
+        )
+        for point in POINTS
+        for kind in KINDS
+    ],
+)
 def test_group_that_is_killed_and_sent_again_is_applied_once(
     bank: Bank, tmp_path: Path, point: str, kind: str
 ) -> None:

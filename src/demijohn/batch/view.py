@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("demijohn.batch")
 
 _ID_BYTES: Final = 8
+_SAFE: Final = "/!$&'()*+,;=:@~"
 
 
 class View:
@@ -120,8 +122,9 @@ class View:
 
     def _place(self) -> Place:
         own = core.origin(request.scheme, request.host)
-        mount = request.root_path.rstrip("/")
-        path = mount + request.path
+        # As they stand in targets: with percent signs.
+        mount = quote(request.root_path.rstrip("/"), safe=_SAFE)
+        path = mount + quote(request.path, safe=_SAFE)
         origins = (own, *self._settings.origins)
         return Place(request.scheme, origins, mount, path, self._batches)
 
