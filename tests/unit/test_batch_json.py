@@ -415,6 +415,7 @@ def test_content_that_is_no_text_is_written_in_base64(kind: str) -> None:
         Part("POST", "/", (JSON,), b"{", "1"),
         Part("POST", "/", (JSON,), b"\xff", "1"),
         Part("POST", "/", (JSON,), b" null", "1"),
+        Part("POST", "/", (JSON,), b'"\\ud800"', "1"),
         Part("POST", "/", (JSON,), b'{"a":1,"a":2}', "1"),
         Part("POST", "/", (JSON,), b"NaN", "1"),
         Part("POST", "/", (JSON,), b"[" * 62 + b"]" * 62, "1"),
@@ -431,6 +432,15 @@ def test_part_that_cannot_be_said_in_json_is_not_written(part: Part) -> None:
 def test_deepest_body_that_is_written_is_read() -> None:
     part = Part("POST", "/", (JSON,), b"[" * 61 + b"]" * 61, "1")
     assert read(write_json_parts([part])) == [part]
+
+
+@pytest.mark.parametrize("body", [b"9" * 5000, b'{"a":1e400}', b"1.10", b"[-0]", b'"\\u00e9"'])
+def test_numbers_are_written_as_they_are(body: bytes) -> None:
+    part = Part("POST", "/", (JSON,), body, "1", "g")
+    assert read(write_json_parts([part])) == [part]
+    answer = Answer(200, (JSON,), body, "1")
+    item = write_json_answer(answer, standard=False, minimal=False)
+    assert read_json_answers(b'{"responses":[%b]}' % item) == [answer]
 
 
 def test_fields_that_are_there_twice_are_joined() -> None:

@@ -491,6 +491,9 @@ def test_content_id_cannot_be_another_header(name: str) -> None:
 
 
 @given(st.text(min_size=1))
+@example("<a + 1>")
+@example("<response-a>")
+@example("response-a")
 def test_content_id_of_a_part_names_its_answer(name: str) -> None:
     assert without_response(response_id(name)) == name
 

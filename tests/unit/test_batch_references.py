@@ -235,6 +235,7 @@ def test_field_that_cannot_be_made_is_unresolved(name: str, value: str) -> None:
         ('{"@{1.body.id}" \n: 1, "@{1.body.id}":2}', '{"@{1.body.id}" \n: 1, "@{1.body.id}":2}'),
         ('[ 1.10, "\\"@{1.body.id}\\\\" ]', '[ 1.10, "\\"7\\\\" ]'),
         ('["@{1.headers.etag}"]', '["W/\\"e\\""]'),
+        ('["@{1.body.id}", 1e400]', "[7, 1e400]"),
     ],
 )  # fmt: skip
 def test_body_gets_its_values(text: str, found: str) -> None:

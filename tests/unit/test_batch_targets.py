@@ -147,6 +147,10 @@ def test_path_beside_the_mount_is_refused(target: str) -> None:
     assert kind_of(target, APP) == "foreign-origin"
 
 
+def test_path_is_decoded_as_often_as_anybody_would() -> None:
+    assert locate("/v1/%25252562atch", ROOT) == ("/v1/%25252562atch", "")
+
+
 def test_path_within_the_mount_may_have_dots() -> None:
     assert locate("/app/a/../b", APP) == ("/a/../b", "")
 

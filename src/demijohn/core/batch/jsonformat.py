@@ -287,9 +287,8 @@ def _written(part: Part) -> dict[str, object]:
         if part.method.upper() in _NO_CONTENT:
             raise ValueError(f"a {part.method} request in JSON has no body")
         kind, _ = media_type(headers.setdefault("content-type", "application/octet-stream"))
-        if is_json(kind):
-            _check_said(part.body)
-        written["body"] = _as_json(part.body, kind, standard=False)
+        said = _said(part.body) if is_json(kind) else None
+        written["body"] = said or _as_json(part.body, kind, standard=False)
     if headers:
         written["headers"] = headers
     if part.depends_on:
@@ -310,9 +309,10 @@ def _joined(fields: Fields) -> dict[str, str]:
     return headers
 
 
-def _check_said(body: bytes) -> None:
+def _said(body: bytes) -> msgspec.Raw:
     if _load(body, Bounds().depth - _ABOVE_BODY) is None:
         raise ValueError("a body in JSON cannot be null: that is none")
+    return msgspec.json.decode(body, type=msgspec.Raw)
 
 
 def _as_json(body: bytes, kind: str, *, standard: bool) -> msgspec.Raw | str:
@@ -320,10 +320,10 @@ def _as_json(body: bytes, kind: str, *, standard: bool) -> msgspec.Raw | str:
     text = _text(body)
     if text is not None and is_json(kind):
         try:
-            msgspec.json.decode(body)
+            # As it stands there: a number may be too large for any type.
+            return msgspec.json.decode(body, type=msgspec.Raw)
         except (ValueError, RecursionError):
             return text  # a view has answered what is no JSON; it must not spoil the others
-        return msgspec.Raw(body)
     if text is not None and kind.startswith("text/"):
         return text
     encode = base64.b64encode if standard else base64.urlsafe_b64encode

@@ -281,7 +281,7 @@ def _body(part: Part, values: _Values) -> bytes:
     if not part.depends_on or b"@{" not in part.body or not _carries_json(part.fields):
         return part.body
     try:
-        msgspec.json.decode(part.body)
+        msgspec.json.decode(part.body, type=msgspec.Raw)
     except (ValueError, RecursionError):
         return part.body  # what is no JSON has no strings
     named = frozenset(part.depends_on)
