@@ -144,9 +144,9 @@ def test_request_line_is_bounded() -> None:
 
 def test_head_is_bounded() -> None:
     fields = b"A: 1234567890\r\nB: 1234567890\r\n"
-    assert len(request(b"GET /\r\n" + fields + b"\r\n", Bounds(head=len(fields))).fields) == 2
     data = b"GET /\r\n" + fields + b"\r\n"
-    assert kind_of(data, Bounds(head=len(fields) - 1)) == "part-header-too-large"
+    assert len(request(data, Bounds(head=len(data) - 2)).fields) == 2
+    assert kind_of(data, Bounds(head=len(data) - 3)) == "part-header-too-large"
     assert kind_of(data, Bounds(fields=1)) == "part-header-too-large"
 
 
@@ -160,6 +160,14 @@ def test_head_is_bounded() -> None:
         (b"\nHTTP/1.1 404 Not Found\n\n", Answer(404, reason="Not Found")),
         (b"HTTP/2 200\n\nabc", Answer(200, (), b"abc")),
         (b"HTTP/1.1 200 \n\n", Answer(200)),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\r\n",
+            Answer(200, (("Content-Length", "9"),), reason="OK"),
+        ),
+        (
+            b"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc\n",
+            Answer(200, (("Content-Length", "3"),), b"abc", reason="OK"),
+        ),
         (b"HTTP/1.1 204 No Content", Answer(204, reason="No Content")),
         (
             b"HTTP/1.1 304 Not Modified\nContent-Length: 9\n\n",
@@ -178,6 +186,12 @@ def test_response_without_a_status_line_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed) as caught:
         read_response(data, 0, BOUNDS)
     assert caught.value.kind == "malformed-part"
+
+
+def test_response_that_lacks_some_of_its_content_is_refused() -> None:
+    with pytest.raises(Malformed) as caught:
+        read_response(b"HTTP/1.1 200 OK\nContent-Length: 9\n\nabc\n", 0, BOUNDS)
+    assert caught.value.kind == "malformed-batch"
 
 
 def test_response_says_its_own_length_and_never_an_empty_phrase() -> None:

@@ -56,26 +56,30 @@ REASONS: Final = {
 }  # fmt: skip
 
 
-def read_head(
-    data: bytes, start: int, bounds: Bounds, kind: str = "malformed-part"
-) -> tuple[Fields, int]:
+def read_head(data: bytes, start: int, bounds: Bounds, *, above: int = 0) -> tuple[Fields, int]:
     """Read header fields up to the empty line that ends them, or the end of ``data``.
+
+    Args:
+        data: has them.
+        start: where they begin.
+        bounds: of the head.
+        above: how long the line above them is, which belongs to the head.
 
     Returns:
         The fields, and where the body begins; ``-1`` where no empty line came.
 
     Raises:
-        Malformed: of ``kind``, where it is no head, or one that is too large.
+        Malformed: it is no head, or one that is too large.
     """
     end = cast("re.Match[bytes]", _HEAD.match(data, start)).end()  # it matches nothing, too
-    if end - start > bounds.head:
+    if end - start + above > bounds.head:
         raise Malformed(
             "part-header-too-large",
-            f"The head of a part has {end - start} bytes; {bounds.head} are allowed.",
+            f"The head of a part has {end - start + above} bytes; {bounds.head} are allowed.",
         )
     blank = _END.match(data, end)
     if blank is None and end < len(data):
-        raise Malformed(kind, f"This is no header field: {_shown(data, end)}.")
+        raise Malformed("malformed-part", f"This is no header field: {_shown(data, end)}.")
     fields = tuple(
         [
             (match[1].decode("ascii"), match[2].strip(b" \t").decode("latin-1"))
@@ -110,11 +114,7 @@ def read_request(data: bytes, start: int, bounds: Bounds) -> Part:
     line = _REQUEST.match(data, start)
     if line is None:
         raise Malformed("malformed-part", f"This is no request line: {_shown(data, start)}.")
-    if line.end() - start > bounds.head:
-        raise Malformed(
-            "part-header-too-large", f"A request line is longer than {bounds.head} bytes."
-        )
-    fields, at = read_head(data, line.end(), bounds)
+    fields, at = read_head(data, line.end(), bounds, above=line.end() - start)
     if at < 0:
         raise Malformed("malformed-batch", "The head of a request has no end: an empty line.")
     return Part(
@@ -139,8 +139,15 @@ def read_response(data: bytes, start: int, bounds: Bounds) -> Answer:
     fields, at = read_head(data, line.end(), bounds)
     status = int(line[1])
     has_body = at >= 0 and status not in _NO_BODY
-    body = _body(data, at, check_fields(fields)) if has_body else b""
+    body = _content(data, at, check_fields(fields)) if has_body else b""
     return Answer(status, fields, body, reason=(line[2] or b"").decode("latin-1").strip())
+
+
+def _content(data: bytes, at: int, length: int | None) -> bytes:
+    # An answer to HEAD has the length of what it leaves out.
+    if length is not None and len(data) - at < length and not data[at:].strip(_LINE_BREAKS):
+        return b""
+    return _body(data, at, length)
 
 
 def check_fields(fields: Fields) -> int | None:
