@@ -95,7 +95,9 @@ def test_batch_of_odata_is_read() -> None:
 def test_ids_may_be_numbers() -> None:
     body = b'{"requests": [{"id": 1, "method": "GET", "url": "/"},'
     body += b'{"id": 2, "method": "GET", "url": "/", "dependsOn": [1]}]}'
-    assert [(part.id, part.depends_on) for part in read(body)] == [("1", ()), ("2", ("1",))]
+    parts = read(body)
+    assert [(part.id, part.depends_on) for part in parts] == [("1", ()), ("2", ("1",))]
+    assert {type(name) for part in parts for name in (part.id, *part.depends_on)} == {str}
 
 
 @pytest.mark.parametrize("text", ['{"a":1.10}', "[1e400]", "9" * 5000, '"\\u00e9"', "0", "false"])
@@ -192,7 +194,13 @@ def test_what_is_no_batch_is_refused(body: bytes) -> None:
         ({"id": "a\xa0"}, "bad-id"),
         ({"id": "\u20ac"}, "bad-id"),
         ({"id": "x" * 257}, "bad-id"),
+        ({"id": 1.5}, "bad-id"),
         ({"method": None}, "malformed-part"),
+        ({"method": 5}, "malformed-part"),
+        ({"url": 5}, "malformed-part"),
+        ({"headers": {"a": 5}}, "malformed-part"),
+        ({"atomicityGroup": 1.5}, "bad-id"),
+        ({"dependsOn": [1.5]}, "bad-dependency"),
         ({"method": "G T"}, "malformed-part"),
         ({"method": "GET\n"}, "malformed-part"),
         ({"method": ""}, "malformed-part"),

@@ -10,7 +10,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeGuard
 
 import msgspec
 
@@ -32,6 +32,12 @@ _ID: Final = re.compile(r"[\x21-\x7e\xa1-\xff](?:[\x20-\x7e\xa0-\xff]{,254}[\x21
 _LINE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 # How deep the body of a part is within a batch.
 _ABOVE_BODY: Final = 3
+
+
+class _Number(str):
+    """A whole number, as it stands there: ids may be numbers, and of any length."""
+
+    __slots__ = ()
 
 
 class _Body(msgspec.Struct):
@@ -70,8 +76,7 @@ def _load(body: bytes, depth: int) -> object:
             body.decode("utf-8"),
             object_pairs_hook=_once,
             parse_constant=_no_constant,
-            parse_int=str,
-            parse_float=str,
+            parse_int=_Number,
         )
     except Malformed:
         raise
@@ -155,7 +160,7 @@ def _read_part(number: int, request: dict[str, Any], raw: bytes, bounds: Bounds)
     try:
         return _part(request, raw, bounds)
     except Malformed as error:
-        raise error.at(number, name if isinstance(name, str) else None) from None
+        raise error.at(number, str(name) if isinstance(name, str) else None) from None
 
 
 def _part(request: dict[str, Any], raw: bytes, bounds: Bounds) -> Part:
@@ -168,9 +173,9 @@ def _part(request: dict[str, Any], raw: bytes, bounds: Bounds) -> Part:
             "part-too-large", f"A part has {len(raw)} bytes of content; {bounds.part} are allowed."
         )
     method, url = request.get("method"), request.get("url")
-    if not isinstance(method, str) or not _METHOD.fullmatch(method):
+    if not _is_text(method) or not _METHOD.fullmatch(method):
         raise Malformed("malformed-part", f"A method must be a token, not {method!r}.")
-    if not isinstance(url, str) or not _TARGET.fullmatch(url):
+    if not _is_text(url) or not _TARGET.fullmatch(url):
         raise Malformed("malformed-part", "A url must be of visible ASCII characters.")
     if len(url) > bounds.head:
         raise Malformed("part-header-too-large", f"A url is longer than {bounds.head} characters.")
@@ -184,18 +189,22 @@ def _part(request: dict[str, Any], raw: bytes, bounds: Bounds) -> Part:
     group = request.get("atomicityGroup")
     if group is not None and (not isinstance(group, str) or not group):
         raise Malformed("bad-id", "An atomicityGroup must be a string that is not empty.")
+    group = None if group is None else str(group)
     return Part(method, url, fields, body, name, group, _depends_on(request))
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and not isinstance(value, _Number)
+
+
 def _id(value: object) -> str:
-    # A number has become a string already.
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise Malformed(
             "bad-id",
             "A request needs an id: a string of 1 to 256 printable characters up to U+00FF, "
             "without spaces around it.",
         )
-    return value
+    return str(value)
 
 
 def _fields(given: object, bounds: Bounds) -> Fields:
@@ -220,7 +229,7 @@ def _fields(given: object, bounds: Bounds) -> Fields:
 
 
 def _value(name: str, value: object) -> str:
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise Malformed("malformed-part", f"The header {name!r} must be a string.")
     return value
 
@@ -262,7 +271,7 @@ def _depends_on(request: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     if not isinstance(given, list) or not all(isinstance(each, str) and each for each in given):
         raise Malformed("bad-dependency", "dependsOn must be a list of ids.")
-    return tuple(given)
+    return tuple(map(str, given))
 
 
 def write_json_parts(parts: Sequence[Part]) -> bytes:
