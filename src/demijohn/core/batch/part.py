@@ -68,6 +68,14 @@ class Bounds(msgspec.Struct, frozen=True):
     depth: int = 64
 
 
+_BRIEF: Final = 300
+
+
+def brief(text: str) -> str:
+    """Return a text that may quote what somebody sent, and not all of it."""
+    return text if len(text) <= _BRIEF else text[: _BRIEF - 3] + "..."
+
+
 class Malformed(ValueError):
     """A batch of which nothing may run.
 
@@ -81,11 +89,11 @@ class Malformed(ValueError):
     def __init__(
         self, kind: str, detail: str, part: int | None = None, name: str | None = None
     ) -> None:
-        super().__init__(detail)
         self.kind = kind
-        self.detail = detail
+        self.detail = brief(detail)
         self.part = part
         self.id = name
+        super().__init__(self.detail)
 
     def at(self, part: int, name: str | None = None) -> Malformed:
         """Note where it was found, if that is not known more exactly."""

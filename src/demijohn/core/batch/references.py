@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from .part import Answer, Bounds, Fields, Part, field
+from .part import Answer, Bounds, Fields, Part, brief, field
 
 # Possessive, and what is between the braces is taken apart afterwards: one pass, whatever is there.
 _BRACES: Final = re.compile(r"@(@\{)|@\{([^{}]*+)\}")
@@ -55,6 +55,9 @@ class _Reference(msgspec.Struct, frozen=True):
 
 class Unresolved(ValueError):
     """What is referred to is not in the answer, or may not stand where it is wanted."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(brief(detail))
 
 
 def mentioned(part: Part, ids: Iterable[str]) -> set[str]:
