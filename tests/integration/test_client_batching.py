@@ -319,7 +319,9 @@ def test_what_can_be_no_part_goes_by_itself(run: Run, server: BatchServer, given
 
 
 @pytest.mark.parametrize(
-    "behaviour", [reordered, nameless, with_extra, in_lines_of_lf, in_json], ids=str
+    "behaviour",
+    [reordered, nameless, with_extra, in_lines_of_lf, in_json],
+    ids=["reordered", "nameless", "with_extra", "in_lines_of_lf", "in_json"],
 )
 def test_answers_are_found_in_any_form(run: Run, behaviour: Behaviour) -> None:
     with BatchServer([behaviour]) as server:
@@ -481,6 +483,23 @@ def test_batch_that_is_told_to_wait_comes_again_whatever_is_in_it(explicit: Run)
     with BatchServer([refuse(429, Retry_After="0")]) as server:
         assert shown(explicit(server, posts(3), retry=1)) == list("012")
         assert server.sent == ["POST /batch"] * 2
+
+
+def test_single_request_is_retried_as_those_in_a_batch_are(run: Run) -> None:
+    with BatchServer(waits=1) as server:
+        [found] = run(server, [("POST", "/limited", {})], retry=1)
+        assert found.status_code == 200
+        assert server.sent == ["POST /limited"] * 2
+        first, second = (headers["idempotency-key"] for headers in server.headers)
+        assert first == second
+
+
+def test_single_request_that_is_never_answered_fails(run: Run) -> None:
+    server = BatchServer()
+    with server:
+        pass
+    [found] = run(server, puts(1), retry=1)
+    assert isinstance(found, httpx.ConnectError | requests.ConnectionError)
 
 
 # --- Batching, for requests ---------------------------------------------------------------------
@@ -673,6 +692,30 @@ def test_httpx_explicit_batch_is_pending_and_left_like_that_of_requests(
         assert second.status_code == 204
         with pytest.raises(ZeroDivisionError):
             leave(batch, [])
+    assert server.sent == ["POST /batch"]
+
+
+async def leave_async(batch: Any, made: list[Any]) -> None:
+    async with batch:
+        made.append(batch.delete("items/2"))
+        raise ZeroDivisionError
+
+
+def test_asynchronous_block_sends_at_its_end_unless_left_by_an_exception(
+    server: BatchServer,
+) -> None:
+    async def main() -> None:
+        async with httpx.AsyncClient(base_url=server.url("/")) as client:
+            async with AsyncHttpxBatching(client, "/batch") as batch:
+                made = [getattr(batch, verb)("items/1") for verb in ("get", "put", "post")]
+                made += [getattr(batch, verb)("items/1") for verb in ("patch", "head", "options")]
+            assert [each.status_code for each in made] == [200] * 6
+            with pytest.raises(ZeroDivisionError):
+                await leave_async(batch, made)
+            with pytest.raises(BatchPending, match="nothing was sent"):
+                made[-1].json()
+
+    asyncio.run(main())
     assert server.sent == ["POST /batch"]
 
 

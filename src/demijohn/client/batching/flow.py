@@ -21,7 +21,8 @@ from .envelope import Outgoing, Reply, names_of, write
 from .errors import BatchProtocolError
 from .verdicts import Moment, judge, judge_single, not_here, too_large
 
-Exchange: TypeAlias = Generator[Outgoing, Reply, None]
+# It is told a Reply each time; who wraps it may be told other things too.
+Exchange: TypeAlias = Generator[Outgoing, Any, None]
 
 MEMORY_S: Final = 60.0
 _MOST_REMEMBERED: Final = 1000
@@ -101,7 +102,7 @@ class Engine:
     def exchange(self, entries: Sequence[Entry]) -> Exchange:
         """Carry ``entries`` through: each has a verdict as soon as it can be known."""
         outgoing = self._written(entries)
-        reply = yield outgoing
+        reply: Reply = yield outgoing
         if too_large(reply, entries):
             for entry in entries:
                 entry.sent -= 1  # it did not arrive, so it does not count
