@@ -46,6 +46,14 @@ def create_app() -> Flask:
         point(f"after-{payment}")
         return {"payment": payment}, 201
 
+    @app.post("/counted/<name>")
+    @dj.idempotent
+    def counted(name: str) -> tuple[dict[str, Any], int]:
+        point(f"in-{name}")
+        with (Path(CONTROL) / "counted").open("a") as file:
+            file.write(f"{name}\n")
+        return {"name": name}, 201
+
     app.add_url_rule("/plain/<payment>", "plain", pay, methods=["POST"])
     app.add_url_rule(
         "/atomic/<payment>", "atomic", dj.idempotent(atomic=True)(pay), methods=["POST"]

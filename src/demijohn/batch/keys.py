@@ -11,7 +11,7 @@ import re
 from typing import Final
 from urllib.parse import quote
 
-from ..core.batch import Malformed, Part, field
+from ..core.batch import Malformed, Part, field, named
 
 HEADER: Final = "Idempotency-Key"
 _KEYED: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -38,10 +38,14 @@ def batch_key(value: str | None) -> str | None:
 
 
 def part_key(key: str, part: Part, index: int, header: str) -> tuple[str, str] | None:
-    """Return header and value of the key of ``part``; ``None`` if it has its own, or needs none."""
+    """Return header and value of the key of ``part``; ``None`` if it has its own, or needs none.
+
+    A client that sends a part again by itself makes the same one: the key of the batch, a colon,
+    and the id, without the brackets of a Content-ID.
+    """
     if part.method.upper() not in _KEYED or field(part.fields, header.lower()) is not None:
         return None
-    return header, f'"{derived(key, str(index) if part.id is None else part.id)}"'
+    return header, f'"{derived(key, str(index) if part.id is None else named(part.id))}"'
 
 
 def derived(key: str, name: str) -> str:

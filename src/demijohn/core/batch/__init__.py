@@ -26,7 +26,7 @@ from .multipart import (
     section,
     write_multipart,
 )
-from .order import Plan, Unit, plan
+from .order import Plan, Unit, named, plan
 from .part import Answer, Bounds, Fields, Malformed, Part, field, response_id, without_response
 from .references import Unresolved, resolve
 from .targets import Place, check_method, locate, normal, origin, own_path
@@ -48,6 +48,7 @@ __all__ = [
     "locate",
     "make_boundary",
     "media_type",
+    "named",
     "normal",
     "occurs",
     "origin",

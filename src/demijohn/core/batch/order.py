@@ -62,7 +62,8 @@ def plan(parts: Sequence[Part], *, ignore_case: bool, references: bool, atomic: 
     return Plan(parts, units, needs, ids, references)
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
+    """Return an id without the brackets that it has as a Content-ID."""
     return name[1:-1] if name.startswith("<") and name.endswith(">") else name
 
 
@@ -73,7 +74,7 @@ def _ids(parts: Sequence[Part], *, ignore_case: bool) -> dict[str, int]:
         if part.id is None:
             continue
         # <a> and a would be one name in references.
-        name = _named(part.id)
+        name = named(part.id)
         same = name.casefold() if ignore_case else name
         if same in seen:
             raise Malformed("bad-id", f"The id {part.id!r} is there twice.", number, part.id)
