@@ -1,4 +1,4 @@
-"""Flask, in a protective case: JSON APIs that are safe to retry, and limited.
+"""Flask, in a protective case: JSON APIs that are safe to retry, limited and batched.
 
 The public names are loaded when they are first used, so that the clients in
 :mod:`demijohn.client` do not bring in Flask.

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from flask import Flask, Response
 
 from .. import config
 from ..defaults import exempt
 from ..errors import ConfigError
-from ..extension import ORDER, StoreLocation, bind, register
+from ..extension import ORDER, Binding, StoreLocation, bind, register
 from ..guard import install
 from ..stores.forks import renew_in_children
 from .settings import CAPABILITY, BatchOptions, Settings, from_config
 from .view import start
-
-if TYPE_CHECKING:
-    from ..extension import Binding
 
 ENDPOINT = "demijohn_batch"
 

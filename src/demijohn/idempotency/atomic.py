@@ -12,8 +12,6 @@ written: else the retry would do it twice.
 
 from __future__ import annotations
 
-from typing import Final
-
 from flask import Response
 
 from ..errors import CorruptRecord
@@ -43,8 +41,6 @@ class BoundAtomic:
         running: knows what runs in this process.
     """
 
-    postpones: Final = False
-
     def __init__(
         self,
         settings: Settings,
@@ -56,6 +52,7 @@ class BoundAtomic:
         running: Running,
     ) -> None:
         self.store = store
+        self.postpones = False
         self.settings = settings
         self.database = database
         self.keys = Keys(database.dialect)

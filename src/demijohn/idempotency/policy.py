@@ -51,8 +51,6 @@ class BoundIdempotency:
         recovers: keeps the steps of a run; ``None`` where there is no database.
     """
 
-    postpones: Final = True
-
     def __init__(
         self,
         settings: Settings,
@@ -64,6 +62,7 @@ class BoundIdempotency:
         recovers: Recovers | None = None,
     ) -> None:
         self.store = store
+        self.postpones = True
         self._settings = settings
         self._answers = Answers(settings)
         self._retain_ms = settings.retain_ms

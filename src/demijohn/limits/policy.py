@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -77,8 +77,6 @@ class BoundLimits:
         enabled: whether anything is done at all.
     """
 
-    postpones: Final = False
-
     def __init__(
         self,
         plan: Callable[[str], Plan | None],
@@ -94,6 +92,7 @@ class BoundLimits:
         enabled: bool,
     ) -> None:
         self.store = store
+        self.postpones = False
         self._plan = plan
         self._plans: dict[str, Plan | None] = {}
         self._asking = asking

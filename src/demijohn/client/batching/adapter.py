@@ -68,7 +68,8 @@ class BatchAdapter(BaseAdapter):
     BatchAdapter("https://api.example.com/batch"))``. The first of them waits ``max_delay`` for
     others; one thread alone gains nothing by it, so use ``Batching`` there. What can be no part of
     a batch goes through at once: requests to another origin, ``stream=True``, bodies that are
-    files or large, ``Range``, ``Upgrade``, and what is made within :func:`singly`.
+    files or large, ``Range``, ``Upgrade``, and what is made within
+    :func:`~demijohn.client.batching.adapter.singly`.
 
     ``RetryAdapter`` may be around it, or inside of it, as with ``BatchTransport``.
 
@@ -78,7 +79,7 @@ class BatchAdapter(BaseAdapter):
         max_delay: how long to wait for others, in seconds.
         sleep: waits for seconds, before a request is sent again.
         world: clocks and chance.
-        options: see :class:`Settings`.
+        options: see :class:`~demijohn.client.batching.settings.Settings`.
 
     Raises:
         ValueError: the URL is not absolute, or an option is out of range.

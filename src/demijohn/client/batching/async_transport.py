@@ -50,7 +50,7 @@ class AsyncBatchTransport(httpx.AsyncBaseTransport):
         max_delay: how long to wait for others, in seconds.
         sleep: waits for seconds, before a request is sent again.
         world: clocks and chance.
-        options: see :class:`Settings`.
+        options: see :class:`~demijohn.client.batching.settings.Settings`.
 
     Raises:
         ValueError: the URL is not absolute, or an option is out of range.

@@ -229,7 +229,7 @@ class HttpxBatching(_Batching[httpx.Client]):
         url: of the batch resource.
         sleep: waits for seconds, before something is sent again.
         world: clocks and chance.
-        options: see :class:`Settings`.
+        options: see :class:`~demijohn.client.batching.settings.Settings`.
 
     Raises:
         ValueError: the URL is not absolute, or an option is out of range.
@@ -320,7 +320,7 @@ class AsyncHttpxBatching(_Batching[httpx.AsyncClient]):
         url: of the batch resource.
         sleep: waits for seconds; asyncio's by default, so give ``trio.sleep`` under Trio.
         world: clocks and chance.
-        options: see :class:`Settings`.
+        options: see :class:`~demijohn.client.batching.settings.Settings`.
 
     Raises:
         ValueError: the URL is not absolute, or an option is out of range.

@@ -178,7 +178,7 @@ class Batching:
             as long as the most patient of its parts.
         sleep: waits for seconds, before something is sent again.
         world: clocks and chance.
-        options: see :class:`Settings`.
+        options: see :class:`~demijohn.client.batching.settings.Settings`.
 
     Raises:
         ValueError: the URL is not absolute, or an option is out of range.
