@@ -55,10 +55,6 @@ nitpick_ignore_regex = [
         r"StoreLocation|PrincipalHook|Limit|Json|BaseAdapter|demijohn\.extension\.Binding|.*\.Recovery",
     ),
     (r"py:class", r"Group|demijohn\.client\.batching\.deferred\.Settled"),
-    (
-        r"py:class",
-        r"-",
-    ),
     # What is private, and type variables: named in signatures, documented nowhere.
     (r"py:(class|obj)", r"(.*\.)?(_\w+|[A-Z])"),
 ]

@@ -429,8 +429,6 @@ def test_answer_without_any_head_is_read() -> None:
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (b"--b\n\nHTTP/1.1\n--b--", "malformed-part"),
-        (b"--b\nContent-ID: 1\n--b--", "malformed-part"),
         (b"--b\nContent-Type: multipart/mixed; boundary=\xe9\n\n--b--", "bad-boundary"),
         (b"--b\nContent-Type: multipart/mixed\n\n--b--", "bad-boundary"),
         (OK * 1001 + b"--b--", "too-many-parts"),
@@ -440,6 +438,14 @@ def test_answers_that_cannot_be_read_are_refused(body: bytes, kind: str) -> None
     with pytest.raises(Malformed) as caught:
         answers(body)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("bad", [b"--b\n\nHTTP/1.1\n", b"--b\nContent-ID: 1\n"])
+def test_answer_that_cannot_be_read_leaves_the_others(bad: bytes) -> None:
+    first, second = answers(bad + OK + b"--b--")
+    assert (first.status, first.id) == (0, "1" if b"Content-ID" in bad else None)
+    assert "status line" in first.reason
+    assert second.status == 200
 
 
 def test_answers_nested_without_end_are_refused() -> None:

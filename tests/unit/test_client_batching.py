@@ -442,3 +442,14 @@ def test_child_process_begins_anew() -> None:
         meeting._join(entry())
         meeting._forget()
     assert not meeting._open
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_answer_that_cannot_be_read_fails_its_own_request_alone(named: bool) -> None:
+    ids = [f"Content-ID: <response-{n}>\r\n" if named else "" for n in range(2)]
+    body = f"--b\r\n{ids[0]}\r\nnonsense\r\n--b\r\n{ids[1]}\r\nHTTP/1.1 204 No Content\r\n\r\n--b--"
+    reply = Reply(200, (("Content-Type", "multipart/mixed; boundary=b"),), body.encode())
+    reading = read(Outgoing((), b"", ("0", "1"), ()), reply)
+    assert [answer.status for answer in reading.answers.values()] == [204]
+    assert list(reading.answers) == [1]
+    assert "can not be read" in str(reading.errors[0])

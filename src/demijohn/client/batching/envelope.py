@@ -234,8 +234,14 @@ def _matched(answers: Sequence[Answer], names: Sequence[str], whole: bool) -> Re
             continue  # of nothing that was sent: whose it is, is not known, so it is nobody's
         if number in found:
             errors[number] = BatchProtocolError(f"The part {answer.id!r} was answered twice.")
+        elif not answer.status:
+            errors[number] = _unreadable(answer)
         found[number] = answer
     return Reading({n: each for n, each in found.items() if n not in errors}, whole, errors)
+
+
+def _unreadable(answer: Answer) -> BatchProtocolError:
+    return BatchProtocolError(f"The answer to a part can not be read: {answer.reason}")
 
 
 def _by_position(answers: Sequence[Answer], count: int, whole: bool) -> Reading:
@@ -245,4 +251,5 @@ def _by_position(answers: Sequence[Answer], count: int, whole: bool) -> Reading:
             f"A batch of {count} has {len(answers)} answers, and none of them says to what."
         )
         return Reading({}, True, dict.fromkeys(range(count), wrong))
-    return Reading(dict(enumerate(answers)), whole)
+    errors = {n: _unreadable(answer) for n, answer in enumerate(answers) if not answer.status}
+    return Reading({n: each for n, each in enumerate(answers) if each.status}, whole, errors)

@@ -175,6 +175,8 @@ def _one(fields: Fields, name: str) -> str | None:
 def read_multipart_answers(body: bytes, boundary: str, bounds: Bounds) -> list[Answer]:
     """Read the responses of a batch, as far as they are there: a body that breaks off is cut.
 
+    A part that is no response has the status 0, and why it is none as its reason: the others stand.
+
     Raises:
         Malformed: what is there is no batch.
     """
@@ -192,9 +194,14 @@ def read_multipart_answers(body: bytes, boundary: str, bounds: Bounds) -> list[A
 
 
 def _read_answer(section: bytes, bounds: Bounds) -> Answer:
+    """Read one response; one that cannot be read has the status 0, and the reason."""
     fields, at = read_head(section, 0, bounds)
-    answer = read_response(section, at if at >= 0 else len(section), bounds)
-    return msgspec.structs.replace(answer, id=field(fields, "content-id"))
+    name = field(fields, "content-id")
+    try:
+        answer = read_response(section, at if at >= 0 else len(section), bounds)
+    except Malformed as error:
+        return Answer(0, id=name, reason=error.detail)
+    return msgspec.structs.replace(answer, id=name)
 
 
 def _until_cut(found: Iterator[T]) -> Iterator[T]:

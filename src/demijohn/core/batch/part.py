@@ -36,7 +36,7 @@ class Answer(msgspec.Struct, frozen=True):
     """What one request of a batch was answered.
 
     Args:
-        status: the HTTP status.
+        status: the HTTP status; 0 where what was received cannot be read.
         fields: its header fields.
         body: its content.
         id: of the part; in a response as it stood there.
