@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +21,7 @@ pytest.importorskip("flask_limiter")
 from benchmarks import bars as bars_of
 from benchmarks import cases, limits
 from benchmarks.__main__ import RESULTS, verdict
+from benchmarks.delay import delayed
 from benchmarks.report import Run, document, table
 from benchmarks.timing import Times, rotations
 from benchmarks.wakeup import Ends, Percentiles, Wakes
@@ -192,3 +199,91 @@ def test_what_is_counted_is_judged_exactly() -> None:
     bars = {bar.name: bar.holds for bar in bars_of.limits_bars({}, counted)}
     assert list(bars.values()) == [True, False, False]
     assert [value for _, value in bars_of.beside_limits({}, counted)] == [9000, 4]
+
+
+# --- the delaying proxy ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def echo_port() -> Iterator[int]:
+    """A server of one connection after the other that sends back what it gets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        while data := connection.recv(1 << 16):
+                            connection.sendall(data)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def received(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = connection.recv(1 << 16)
+        assert chunk, "the connection ended early"
+        data += chunk
+    return data
+
+
+def test_delay_passes_all_bytes_on_in_their_order_and_takes_a_round_trip_once(
+    echo_port: int,
+) -> None:
+    sent = random.Random(7).randbytes(3 << 20)
+    with delayed([(echo_port, 100.0)]) as (port,):
+        connection = socket.create_connection(("127.0.0.1", port))
+        with connection:
+            connection.sendall(b"the connection is open now")
+            received(connection, 26)
+            started = time.perf_counter()
+            sender = threading.Thread(target=connection.sendall, args=(sent,))
+            sender.start()
+            assert received(connection, len(sent)) == sent
+            took_s = time.perf_counter() - started
+            sender.join()
+    assert 0.1 <= took_s < 1.0  # a delay for each 64 kB would be 4.8 s
+
+
+def test_delay_holds_each_message_for_a_round_trip_and_not_much_more(echo_port: int) -> None:
+    took_s = {}
+    with delayed([(echo_port, 0.0), (echo_port, 20.0)]) as ports:
+        for rtt_ms, port in zip((0, 20), ports, strict=True):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"open")
+                received(connection, 4)
+                samples = []
+                for number in range(11):
+                    started = time.perf_counter()
+                    connection.sendall(b"%4d" % number)
+                    assert received(connection, 4) == b"%4d" % number
+                    samples.append(time.perf_counter() - started)
+            took_s[rtt_ms] = min(samples)
+    assert took_s[0] < 0.01
+    assert 0.02 <= took_s[20] < 0.03
+
+
+def test_delay_hands_on_the_end_of_a_connection_behind_what_was_sent() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        delayed([(listener.getsockname()[1], 20.0)]) as (port,),
+        socket.create_connection(("127.0.0.1", port)) as near,
+    ):
+        far, _ = listener.accept()
+        with far:
+            far.sendall(b"the last words")
+        assert received(near, 14) == b"the last words"
+        assert near.recv(1) == b""
+
+
+def test_delay_breaks_a_connection_to_where_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = listener.getsockname()[1]
+    with delayed([(free, 1.0)]) as (port,), socket.create_connection(("127.0.0.1", port)) as near:
+        near.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert near.recv(1) == b""
