@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import atomic, cases, limits
+from . import atomic, batch, cases, limits
 from .timing import Times
 from .wakeup import Percentiles, Wakes
 
@@ -127,6 +127,20 @@ def beside_limits(
             yield name, ratio
     judged = {name for name, _, _ in limits.counted(counted)}
     yield from ((name, value) for name, value in counted.items() if name not in judged)
+
+
+def batch_bars(times: Mapping[str, Times]) -> Iterator[Bar]:
+    """Yield the bars for batches, as far as they were measured."""
+    for name, ratio, at_most in batch.ratios(times):
+        if at_most is not None:
+            yield Bar(name, ratio, at_most)
+
+
+def beside_batches(times: Mapping[str, Times]) -> Iterator[tuple[str, float]]:
+    """Yield how many times faster batches are, and what reading them takes beside others."""
+    for name, ratio, at_most in batch.ratios(times):
+        if at_most is None:
+            yield name, ratio
 
 
 def wake_bars(wakes: Mapping[str, Wakes]) -> Iterator[Bar]:

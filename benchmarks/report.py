@@ -24,6 +24,11 @@ LIBRARIES: Final = (
     "redis",
     "flask-limiter",
     "limits",
+    "gunicorn",
+    "h11",
+    "h2",
+    "httpx",
+    "hypercorn",
     "hiredis",
     "sqlalchemy",
     "psycopg",
@@ -41,6 +46,7 @@ class Run:
     statements: Mapping[str, int] = field(default_factory=dict)
     quick: bool = False
     counted: Mapping[str, int] = field(default_factory=dict)
+    batches: Mapping[str, Times] = field(default_factory=dict)
 
     @property
     def bars(self) -> list[Bar]:
@@ -49,6 +55,7 @@ class Run:
             *bars_of.request_bars(self.times),
             *bars_of.atomic_bars(self.times, self.statements),
             *bars_of.limits_bars(self.times, self.counted),
+            *bars_of.batch_bars(self.batches),
             *bars_of.wake_bars(self.wakes),
         ]
 
@@ -59,6 +66,7 @@ class Run:
             *bars_of.beside(self.times, self.wakes),
             *bars_of.beside_atomic(self.times),
             *bars_of.beside_limits(self.times, self.counted),
+            *bars_of.beside_batches(self.batches),
         ]
 
     @property
@@ -101,7 +109,8 @@ def _version(name: str) -> str | None:
 
 def table(run: Run) -> str:
     """Return the table."""
-    parts = [_times(run.times), _wakes(run.wakes), _bars(run.bars), _beside(run), _end(run)]
+    measured = [_times(run.times), _batches(run.batches), _wakes(run.wakes)]
+    parts = [*measured, _bars(run.bars), _beside(run), _end(run)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -114,6 +123,17 @@ def _times(times: Mapping[str, Times]) -> list[str]:
             f"{name:38} {each.median:7.1f} us {spread:>20} {each.cpu_median:7.1f} us"
             f" {each.median / bare:7.2f}"
         )
+    return lines
+
+
+def _batches(batches: Mapping[str, Times]) -> list[str]:
+    if not batches:
+        return []
+    lines = [f"{'batches, in ms':38} {'median':>10} {'min - max of rounds':>20} {'CPU':>10}"]
+    for name, each in batches.items():
+        least, median, most = min(each.medians) / 1000, each.median / 1000, max(each.medians) / 1000
+        spread = f"{least:.2f} - {most:.2f}"
+        lines.append(f"{name:38} {median:10.2f} {spread:>20} {each.cpu_median / 1000:10.2f}")
     return lines
 
 
@@ -162,6 +182,7 @@ def document(run: Run) -> dict[str, Any]:
         "environment": dict(run.environment),
         "null_check": round(run.null_check, 4),
         "microseconds": {name: _time(each) for name, each in run.times.items()},
+        "batches_microseconds": {name: _time(each) for name, each in run.batches.items()},
         "statements": dict(run.statements),
         "counted": dict(run.counted),
         "waking_ms": {name: _wake(each) for name, each in run.wakes.items()},

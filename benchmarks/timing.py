@@ -38,26 +38,41 @@ class Times:
 
 def rotations(names: Sequence[T], rounds: int) -> Iterator[T]:
     """Yield all ``names`` once a round, each round beginning with the next one."""
-    for turn in range(rounds):
+    for turn in range(rounds if names else 0):
         shift = turn % len(names)
         yield from (*names[shift:], *names[:shift])
 
 
-def measure(cases: Mapping[str, Case], *, rounds: int, calls: int) -> dict[str, Times]:
-    """Run every case ``calls`` times in each of ``rounds`` rounds."""
+def measure(
+    cases: Mapping[str, Case],
+    *,
+    rounds: int,
+    calls: int,
+    warm_up: int = WARM_UP,
+    settle: int = SETTLE,
+) -> dict[str, Times]:
+    """Run every case ``calls`` times in each of ``rounds`` rounds.
+
+    Args:
+        cases: by their names.
+        rounds: how many.
+        calls: how many of a case in each.
+        warm_up: calls of each case before anything is measured.
+        settle: calls at the start of each case's turn that do not count.
+    """
     times = {name: Times() for name in cases}
     for case in cases.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             case()
     for name in rotations(list(cases), rounds):
-        _measure_round(cases[name], times[name], calls)
+        _measure_round(cases[name], times[name], calls, settle)
     return times
 
 
-def _measure_round(case: Case, times: Times, calls: int) -> None:
+def _measure_round(case: Case, times: Times, calls: int, settle: int) -> None:
     clock = time.perf_counter
     taken = []
-    for _ in range(SETTLE):
+    for _ in range(settle):
         case()
     cpu = time.process_time()
     for _ in range(calls):

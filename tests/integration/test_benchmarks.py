@@ -17,14 +17,17 @@ import pytest
 
 pytest.importorskip("redis")
 pytest.importorskip("flask_limiter")
+pytest.importorskip("httpx")
+pytest.importorskip("h11")
 
 from benchmarks import bars as bars_of
-from benchmarks import cases, limits
+from benchmarks import batch, cases, echo, limits, wire
 from benchmarks.__main__ import RESULTS, verdict
 from benchmarks.delay import delayed
 from benchmarks.report import Run, document, table
 from benchmarks.timing import Times, rotations
 from benchmarks.wakeup import Ends, Percentiles, Wakes
+from demijohn.core import batch as core
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,7 +204,77 @@ def test_what_is_counted_is_judged_exactly() -> None:
     assert [value for _, value in bars_of.beside_limits({}, counted)] == [9000, 4]
 
 
-# --- the delaying proxy ---------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_smoke_run_of_batches_alone(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    printed = benchmark("--quick", "--only", "batches", "--output", str(output))
+    results = json.loads(output.read_text())
+    assert "keyless" not in printed
+    measured = results["batches_microseconds"]
+    assert measured["100 one by one, 20 ms away"]["median"] > 100 * 20_000
+    assert 20_000 < measured["batch of 100, multipart, 20 ms away"]["median"] < 1_000_000
+    assert ("100 by HTTP/2, 0 ms away" in measured) == wire.has_h2()
+    assert {bar["name"] for bar in results["bars"]} == {
+        *{bar.name for bar in bars_of.batch_bars(batch_times())},
+        "waiters that were not answered",
+    }
+
+
+def batch_times(**changed: float) -> dict[str, Times]:
+    """Every case with its bars just held; in microseconds."""
+    medians = {batch.direct(100): 10_000.0}
+    for end in batch.LINE_ENDS:
+        medians[batch.ours_reads(f"multipart {end}")] = 1_000.0
+        medians[batch.email_reads(end)] = medians[batch.h11_reads(end)] = 2_000.0
+    medians[batch.ours_reads("JSON")] = 500.0
+    for rtt_ms, singly in ((0, 60_000.0), (20, 2_000_000.0)):
+        medians[wire.over(wire.SEQUENCE, rtt_ms)] = singly
+    for kind in echo.FORMATS:
+        medians[batch.in_process(100, kind)] = 14_900.0
+        medians[batch.in_process(200, kind)] = 34_000.0
+        medians[batch.in_process(1000, kind)] = 178_000.0
+        medians[wire.over(echo.batch_of(100, kind), 0)] = 14_900.0
+        medians[wire.over(echo.batch_of(100, kind), 20)] = 39_900.0
+    assert changed.keys() <= medians.keys()
+    return {name: Times([value], [value]) for name, value in (medians | changed).items()}
+
+
+def test_batches_that_keep_every_bar() -> None:
+    bars = list(bars_of.batch_bars(batch_times()))
+    assert len(bars) == 10
+    assert [bar.name for bar in bars if not bar.holds] == []
+    beside = dict(bars_of.beside_batches(batch_times()))
+    assert beside["read 100 parts, multipart LF / email and h11"] == 0.25
+    assert round(beside["100 one by one, 0 ms away / batch of 100, JSON"], 2) == 4.03
+    assert list(bars_of.batch_bars({})) == list(bars_of.beside_batches({})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "median"),
+    [
+        ("batch of 100, JSON, 0 ms away", 15_100.0),
+        ("batch of 100, multipart, 20 ms away", 40_100.0),
+        ("batch of 200, multipart, in process", 34_500.0),
+        ("batch of 1000, JSON, in process", 179_000.0),
+    ],
+)
+def test_batch_that_takes_too_long_breaks_its_bar(name: str, median: float) -> None:
+    bars = bars_of.batch_bars(batch_times(**{name: median}))
+    assert len([bar for bar in bars if not bar.holds]) == 1
+
+
+def test_all_read_the_same_parts() -> None:
+    for end in batch.LINE_ENDS.values():
+        body = batch.google_like(100, end)
+        assert 420 <= len(body) / 100 <= 445
+        parts = core.read_multipart_parts(body, batch.BOUNDARY, core.Bounds())
+        assert [part.target for part in parts] == [f"/items/{n:03}?alt=json" for n in range(100)]
+        assert [json.loads(part.body)["price"] for part in parts[:2]] == [10099, 10199]
+    for case in batch.reading_cases().values():
+        case()
 
 
 @pytest.fixture
