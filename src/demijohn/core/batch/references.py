@@ -62,8 +62,11 @@ class Unresolved(ValueError):
 
 def mentioned(part: Part, ids: Iterable[str]) -> set[str]:
     """Return the ids whose answers ``part`` refers to."""
+    found: set[str] = set()
+    if not _may_refer(part):
+        return found
     known = ids if isinstance(ids, dict) else set(ids)
-    found = _named_in(part.target)
+    found |= _named_in(part.target)
     leading = _leading(part.target, known)
     if leading is not None:
         found.add(leading)
@@ -72,6 +75,13 @@ def mentioned(part: Part, ids: Iterable[str]) -> set[str]:
         if name.lower() in _TAGGED and value.startswith("$") and value[1:] in known:
             found.add(value[1:])
     return found
+
+
+def _may_refer(part: Part) -> bool:
+    """Whether there is anything to look at in the head of ``part``; of most there is not."""
+    if "@{" in part.target or "$" in part.target[:2]:
+        return True
+    return any("@{" in value or value.startswith("$") for _, value in part.fields)
 
 
 def _named_in(text: str) -> set[str]:
@@ -111,6 +121,8 @@ def resolve(
     Raises:
         Unresolved: there is no such value, or it may not stand there.
     """
+    if not part.depends_on and not _may_refer(part):
+        return part
     values = _Values(answers, bounds or Bounds())
     target = _target(part.target, values, own)
     fields = tuple([(name, _field(name, value, values)) for name, value in part.fields])
