@@ -30,6 +30,9 @@ _CONTENT_ID: Final = re.compile(
     r"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?"
 )
 _ENCODINGS: Final = frozenset({"7bit", "8bit", "binary"})
+_SINGLE: Final = frozenset(
+    {"content-type", "content-id", "content-transfer-encoding", "transfer-encoding"}
+)
 _LETTERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -115,13 +118,14 @@ def read_multipart_parts(body: bytes, boundary: str, bounds: Bounds) -> list[Par
 
 def _read_section(section: bytes, bounds: Bounds, parts: list[Part], number: int) -> None:
     fields, at = read_head(section, 0, bounds)
-    kind, parameters = media_type(_one(fields, "content-type") or "text/plain")
+    said = _once(fields)
+    kind, parameters = media_type(said.get("content-type") or "text/plain")
     if kind == "multipart/mixed":
         if at < 0:
             raise Malformed("malformed-batch", "A change set has no content.")
         parts += _read_change_set(section[at:], parameters, bounds, f"changeset {number}")
         return
-    parts.append(_read_part(section, fields, at, bounds, kind))
+    parts.append(_read_part(section, said, at, bounds, kind))
 
 
 def _read_change_set(
@@ -133,11 +137,12 @@ def _read_change_set(
         raise Malformed("bad-boundary", "A change set has no boundary, or none that may be.")
     for section in sections(body, boundary, bounds.parts):
         fields, at = read_head(section, 0, bounds)
-        kind, _ = media_type(_one(fields, "content-type") or "text/plain")
-        yield msgspec.structs.replace(_read_part(section, fields, at, bounds, kind), group=name)
+        said = _once(fields)
+        kind, _ = media_type(said.get("content-type") or "text/plain")
+        yield msgspec.structs.replace(_read_part(section, said, at, bounds, kind), group=name)
 
 
-def _read_part(section: bytes, fields: Fields, at: int, bounds: Bounds, kind: str) -> Part:
+def _read_part(section: bytes, said: dict[str, str], at: int, bounds: Bounds, kind: str) -> Part:
     if len(section) > bounds.part:
         raise Malformed(
             "part-too-large", f"A part has {len(section)} bytes; {bounds.part} are allowed."
@@ -146,30 +151,34 @@ def _read_part(section: bytes, fields: Fields, at: int, bounds: Bounds, kind: st
         raise Malformed(
             "bad-part-type", f"A part has Content-Type: {kind}; it must be application/http."
         )
-    _check_encoding(fields)
+    _check_encoding(said)
     if at < 0:
         raise Malformed("malformed-batch", "The head of a part has no end: an empty line.")
     part = read_request(section, at, bounds)
-    name = _one(fields, "content-id")
+    name = said.get("content-id")
     return msgspec.structs.replace(part, id=name) if name else part
 
 
-def _check_encoding(fields: Fields) -> None:
-    encoding = _one(fields, "content-transfer-encoding")
+def _check_encoding(said: dict[str, str]) -> None:
+    encoding = said.get("content-transfer-encoding")
     if encoding is not None and encoding.lower() not in _ENCODINGS:
         raise Malformed(
             "malformed-batch",
             f"A part has Content-Transfer-Encoding: {encoding}; it must be binary.",
         )
-    if _one(fields, "transfer-encoding") is not None:
+    if "transfer-encoding" in said:
         raise Malformed("malformed-batch", "A part has a Transfer-Encoding; send it whole.")
 
 
-def _one(fields: Fields, name: str) -> str | None:
-    found = [value for key, value in fields if key.lower() == name]
-    if len(found) > 1:
-        raise Malformed("malformed-batch", f"A part has more than one {name}.")
-    return found[0] if found else None
+def _once(fields: Fields) -> dict[str, str]:
+    """Return the fields by their names in lower case; what decides may stand there once."""
+    found: dict[str, str] = {}
+    for key, value in fields:
+        name = key.lower()
+        if name in found and name in _SINGLE:
+            raise Malformed("malformed-batch", f"A part has more than one {name}.")
+        found[name] = value
+    return found
 
 
 def read_multipart_answers(body: bytes, boundary: str, bounds: Bounds) -> list[Answer]:
