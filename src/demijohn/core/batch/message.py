@@ -20,7 +20,7 @@ _VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
 _LINE_END: Final = rb"(?:\r?\n|\Z)"
 # Possessive: an expression that could go back would keep a note of every field, 150 times its size.
 _HEAD: Final = re.compile(rb"(?:" + _TOKEN + rb":" + _VALUE + _LINE_END + rb")*+")
-_EACH: Final = re.compile(rb"(" + _TOKEN + rb"):(" + _VALUE + rb")" + _LINE_END)
+_EACH: Final = re.compile((rb"(" + _TOKEN + rb"):(" + _VALUE + rb")" + _LINE_END).decode("ascii"))
 _NAME: Final = re.compile(_TOKEN.decode("ascii"))
 _NO_PHRASE: Final = re.compile(r"[^\t\x20-\x7e\xa0-\xff]+")
 _END: Final = re.compile(rb"\r?\n")
@@ -72,26 +72,40 @@ def read_head(data: bytes, start: int, bounds: Bounds, *, above: int = 0) -> tup
         Malformed: it is no head, or one that is too large.
     """
     end = cast("re.Match[bytes]", _HEAD.match(data, start)).end()  # it matches nothing, too
-    if end - start + above > bounds.head:
-        raise Malformed(
-            "part-header-too-large",
-            f"The head of a part has {end - start + above} bytes; {bounds.head} are allowed.",
-        )
+    check_size(end - start + above, bounds)
     blank = _END.match(data, end)
     if blank is None and end < len(data):
         raise Malformed("malformed-part", f"This is no header field: {_shown(data, end)}.")
-    fields = tuple(
-        [
-            (match[1].decode("ascii"), match[2].strip(b" \t").decode("latin-1"))
-            for match in _EACH.finditer(data, start, end)
-        ]
-    )
-    if len(fields) > bounds.fields:
+    found = _EACH.findall(data[start:end].decode("latin-1"))
+    check_number(len(found), bounds)
+    fields = tuple([(name, value.strip(" \t")) for name, value in found])
+    return fields, blank.end() if blank is not None else -1
+
+
+def check_size(size: int, bounds: Bounds) -> None:
+    """Refuse a head of so many bytes.
+
+    Raises:
+        Malformed: it is too large.
+    """
+    if size > bounds.head:
         raise Malformed(
             "part-header-too-large",
-            f"A part has {len(fields)} header fields; {bounds.fields} are allowed.",
+            f"The head of a part has {size} bytes; {bounds.head} are allowed.",
         )
-    return fields, blank.end() if blank is not None else -1
+
+
+def check_number(number: int, bounds: Bounds) -> None:
+    """Refuse a head of so many fields.
+
+    Raises:
+        Malformed: they are too many.
+    """
+    if number > bounds.fields:
+        raise Malformed(
+            "part-header-too-large",
+            f"A part has {number} header fields; {bounds.fields} are allowed.",
+        )
 
 
 def _shown(data: bytes, at: int) -> str:
