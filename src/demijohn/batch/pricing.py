@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from ..core.batch import Malformed, locate
+from ..core.batch import Malformed
 from ..membership import Membership
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _environs(run: Run) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for index, part in enumerate(run.plan.parts):
         try:
-            path, query = locate(part.target, run.place)
+            path, query = run.where(index, part)
         except Malformed:
             continue  # it refers to what is not known yet
         membership = Membership(run.name, index, part.id, None)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from flask import Flask
 
-from ..core.batch import Answer, Malformed, Place, Plan, Unit, Unresolved, locate, own_path, resolve
+from ..core.batch import (
+    Answer,
+    Malformed,
+    Part,
+    Place,
+    Plan,
+    Unit,
+    Unresolved,
+    locate,
+    own_path,
+    resolve,
+)
 from ..membership import Membership
 from .dispatch import Prepare, dispatch
 from .environs import Environs
@@ -26,6 +37,9 @@ FAILED: Final = 400
 _SAFE: Final = frozenset({"GET", "HEAD"})
 RETRY_AFTER_S: Final = 1
 
+Located: TypeAlias = "Mapping[int, tuple[str, str]]"
+"""Path and query of parts, by their numbers."""
+
 
 class Run:
     """One batch on its way.
@@ -35,6 +49,7 @@ class Run:
         settings: of batches.
         plan: the parts, checked.
         place: where the batch was sent to.
+        located: path and query of the parts for which they are known beforehand.
         environs: makes the environments of parts.
         name: the id of the batch.
         key: the idempotency key of the batch.
@@ -51,6 +66,7 @@ class Run:
         settings: Settings,
         plan: Plan,
         place: Place,
+        located: Located,
         environs: Environs,
         *,
         name: str,
@@ -68,6 +84,7 @@ class Run:
         self.key = key
         self.caller = caller
         self.place = place
+        self._located = located
         self._environs = environs
         self._key_header = key_header
         self._goes_on = goes_on
@@ -153,7 +170,10 @@ class Run:
         return None
 
     def _failed_needs(self, unit: Unit) -> list[int]:
-        needs = set().union(*[self.plan.needs[index] for index in unit.parts]) - set(unit.parts)
+        needs = frozenset().union(*[self.plan.needs[index] for index in unit.parts])
+        if not needs:
+            return []
+        needs -= frozenset(unit.parts)
         return sorted(index for index in needs if not 200 <= self.answers[index].status < 300)
 
     # --- running --------------------------------------------------------------------------------
@@ -166,13 +186,22 @@ class Run:
         try:
             if self.plan.references:
                 part = resolve(part, self._by_name, self._own, self._bounds)
-            path, query = locate(part.target, self.place)
+            path, query = self.where(index, part)
         except Unresolved as error:
             return instead(self.app, "unresolved-reference", str(error))
         except Malformed as error:
             return instead(self.app, "unresolved-reference", error.detail)
         environ = self.environ(index, path, query, membership, part)
         return dispatch(self.app, environ, max(self._room, 0), prepare)
+
+    def where(self, index: int, part: Part) -> tuple[str, str]:
+        """Return path and query of ``part``, which is number ``index``.
+
+        Raises:
+            Malformed: it leads elsewhere.
+        """
+        known = self._located.get(index) if part is self.plan.parts[index] else None
+        return known or locate(part.target, self.place)
 
     def _own(self, url: str) -> str:
         path, query = own_path(url, self.place)

@@ -25,7 +25,7 @@ from .keys import HEADER, batch_key
 from .negotiation import JSON, Wishes, wishes_of
 from .pricing import Pricing
 from .refusals import refusal
-from .running import Run
+from .running import Located, Run
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class View:
         started = time.perf_counter()
         try:
             wishes = wishes_of(request)
-            plan, place = self._read(wishes)
-            run = self._run(plan, place, wishes)
+            plan, place, located = self._read(wishes)
+            run = self._run(plan, place, located, wishes)
         except Malformed as error:
             raise self._refuse(error) from None
         except RequestEntityTooLarge:
@@ -83,8 +83,8 @@ class View:
 
     # --- before anything runs -------------------------------------------------------------------
 
-    def _read(self, wishes: Wishes) -> tuple[Plan, Place]:
-        """Return what is asked, if nothing is wrong with it.
+    def _read(self, wishes: Wishes) -> tuple[Plan, Place, Located]:
+        """Return what is asked and where, if nothing is wrong with it.
 
         Raises:
             Malformed: something is.
@@ -106,12 +106,16 @@ class View:
             references=references,
             atomic=wishes.atomic,
         )
+        located: dict[int, tuple[str, str]] = {}
         for index, part in enumerate(parts):
             try:
-                _check(part, place, refers=references and bool(plan.needs[index]))
+                _check(part, place)
+                if not (references and plan.needs[index]):
+                    located[index] = core.locate(part.target, place)
+                # else it is known, and looked at, when it is to run
             except Malformed as error:
                 raise error.at(index, part.id) from None
-        return plan, place
+        return plan, place, located
 
     def _parts(self, body: bytes, wishes: Wishes) -> list[Part]:
         bounds = self._settings.bounds
@@ -141,7 +145,7 @@ class View:
             log.warning("a batch with groups was refused: %s", error)
             raise Malformed("batch-unavailable", "The database cannot be reached.") from None
 
-    def _run(self, plan: Plan, place: Place, wishes: Wishes) -> Run:
+    def _run(self, plan: Plan, place: Place, located: Located, wishes: Wishes) -> Run:
         header = self._key_header()
         key = batch_key(request.headers.get(header))
         call = Call(self._app, cast("Any", request)._get_current_object(), self._binding.principal)
@@ -154,6 +158,7 @@ class View:
             self._settings,
             plan,
             place,
+            located,
             Environs(request.environ, self._settings),
             name=secrets.token_hex(_ID_BYTES),
             key=key,
@@ -217,15 +222,13 @@ def _last_cookies(found: Iterable[Answer]) -> Iterable[str]:
     return cookies.values()
 
 
-def _check(part: Part, place: Place, *, refers: bool) -> None:
+def _check(part: Part, place: Place) -> None:
     core.check_method(part.method)
     host = core.field(part.fields, "host")
     if host is not None:
         scheme = place.scheme
         if core.origin(scheme, host) not in place.origins:
             raise Malformed("foreign-origin", f"A part has Host: {host}, which is not this one.")
-    if not refers:  # else it is known, and looked at, when it is to run
-        core.locate(part.target, place)
 
 
 def start(app: Flask, settings: Settings, binding: Binding) -> View:

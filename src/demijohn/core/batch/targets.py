@@ -13,6 +13,8 @@ import msgspec
 from .part import Malformed
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
+# No segment begins with a dot or is empty, and nothing is encoded: it means what it says.
+_PLAIN: Final = re.compile(r"(?:/[^/.%][^/%]*+)*+/?")
 _PORTS: Final = {"http": "80", "https": "443"}
 _FORBIDDEN: Final = frozenset({"CONNECT", "TRACE"})
 
@@ -26,9 +28,9 @@ class Place(msgspec.Struct, frozen=True):
             :func:`origin` returns them.
         mount: the path under which the application is; ``""`` for the root.
         path: of the request for the batch, with ``mount``.
-        batches: the paths of all batches, without ``mount``.
+        batches: the paths of all batches, without ``mount``, as :func:`normal` returns them.
 
-    Paths are as they stand in targets: percent-encoded.
+    The other paths are as they stand in targets: percent-encoded.
     """
 
     scheme: str
@@ -62,7 +64,7 @@ def locate(target: str, place: Place) -> tuple[str, str]:
                 f"{target!r} is outside of this application, which is at {place.mount!r}.",
             )
         inner = path[len(place.mount) :] or "/"
-    if normal(inner) in {normal(batch) for batch in place.batches}:
+    if normal(inner) in place.batches:
         raise Malformed("nested-batch", "A part of a batch cannot be a batch itself.")
     return inner, query
 
@@ -101,6 +103,8 @@ def own_path(target: str, place: Place) -> tuple[str, str]:
 
 def normal(path: str) -> str:
     """Return what a path may mean to somebody: decoded, without dots and doubled slashes."""
+    if _PLAIN.fullmatch(path):
+        return path.rstrip("/").casefold() or "/"
     decoded = path
     for _ in range(3):
         further = unquote(decoded)
