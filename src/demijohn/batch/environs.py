@@ -55,6 +55,7 @@ _DROPPED: Final = frozenset(
     }
 )
 _DROPPED_PREFIXES: Final = ("proxy-", "x-forwarded-")
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Environs:
@@ -73,6 +74,7 @@ class Environs:
             if name in outer:
                 self._base[name] = outer[name]
         self._request_id = outer.get(_name(_REQUEST_ID))
+        self._names: dict[str, str] = {}
 
     def make(
         self, part: Part, path: str, query: str, membership: Membership, key: tuple[str, str] | None
@@ -91,39 +93,43 @@ class Environs:
             environ[_name(_REQUEST_ID)] = f"{self._request_id}.{membership.index}"
         if key is not None:
             environ[_name(key[0])] = key[1]
-        _add_fields(environ, part)
+        environ.update(self._fields(part))
         target = f"{path}?{query}" if query else path
-        mount = environ.get("SCRIPT_NAME", "")
-        environ.update(
-            {
-                "REQUEST_METHOD": part.method.upper(),
-                "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
-                "QUERY_STRING": query,
-                "REQUEST_URI": mount + target,
-                "RAW_URI": mount + target,
-                "wsgi.input": io.BytesIO(part.body),
-                "wsgi.input_terminated": True,
-                KEY: membership,
-            }
-        )
-        if part.body or part.method.upper() in {"POST", "PUT", "PATCH"}:
+        uri = environ.get("SCRIPT_NAME", "") + target
+        method = part.method.upper()
+        environ["REQUEST_METHOD"] = method
+        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1")
+        environ["QUERY_STRING"] = query
+        environ["REQUEST_URI"] = environ["RAW_URI"] = uri
+        environ["wsgi.input"] = io.BytesIO(part.body)
+        environ["wsgi.input_terminated"] = True
+        environ[KEY] = membership
+        if part.body or method in _WITH_BODY:
             environ["CONTENT_LENGTH"] = str(len(part.body))
         return environ
 
+    def _fields(self, part: Part) -> dict[str, str]:
+        own: dict[str, str] = {}
+        for field, value in part.fields:
+            name = self._names.get(field)
+            if name is None:  # the parts of a batch have the same ones
+                name = self._names[field] = _own_name(field)
+            if not name:
+                continue
+            if name in own:
+                own[name] += ("; " if name == "HTTP_COOKIE" else ",") + value
+            else:
+                own[name] = value
+        return own
 
-def _add_fields(environ: dict[str, Any], part: Part) -> None:
-    own: dict[str, str] = {}
-    for field, value in part.fields:
-        lower = field.lower()
-        # With an underscore it would be taken for the header that has a hyphen there.
-        if lower in _DROPPED or "_" in lower or lower.startswith(_DROPPED_PREFIXES):
-            continue
-        name = _name(lower)
-        if name in own:
-            own[name] += ("; " if name == "HTTP_COOKIE" else ",") + value
-        else:
-            own[name] = value
-    environ.update(own)
+
+def _own_name(field: str) -> str:
+    """Return how a field of a part is called in its environment; ``""`` if it is left out."""
+    lower = field.lower()
+    # With an underscore it would be taken for the header that has a hyphen there.
+    if lower in _DROPPED or "_" in lower or lower.startswith(_DROPPED_PREFIXES):
+        return ""
+    return _name(lower)
 
 
 def _name(header: str) -> str:
