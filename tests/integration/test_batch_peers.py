@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from flask import Flask, request
 from werkzeug.serving import make_server
 
 from demijohn import Demijohn
+from tests.serving import Serve
 
 URLS = ["/batch", "/batch/storage/v1", "/v1.0/$batch"]
 
@@ -171,3 +174,20 @@ def test_microsofts_client_of_graph(server: str, runs: list[str]) -> None:
     assert by_id[first.id]["body"]["sent"] == {"v": 1}
     assert by_id[second.id]["status"] == 200
     assert runs == ["PUT tom", "GET tom"]
+
+
+def test_example_prints_what_its_page_says(serve: Serve) -> None:
+    pytest.importorskip("googleapiclient")
+    folder = Path(__file__).parents[2] / "examples" / "batch"
+    served = serve("examples.batch.app:app", workers=1)
+    done = subprocess.run(
+        [sys.executable, folder / "google_client.py", served.url("")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    said = folder.joinpath("README.md").read_text().replace("http://127.0.0.1:5000", served.url(""))
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["tom", "tim", "nobody"]
+    assert all(f"\n{line}\n" in said for line in lines), done.stdout
