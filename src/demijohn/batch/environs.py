@@ -8,7 +8,6 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from ..core.batch import Part
-from ..membership import KEY, Membership
 from .settings import Settings
 
 _KEPT: Final = (
@@ -77,20 +76,20 @@ class Environs:
         self._names: dict[str, str] = {}
 
     def make(
-        self, part: Part, path: str, query: str, membership: Membership, key: tuple[str, str] | None
+        self, part: Part, index: int, path: str, query: str, key: tuple[str, str] | None
     ) -> dict[str, Any]:
-        """Return the environment of ``part``.
+        """Return the environment of ``part``, which lacks only its :class:`Membership`.
 
         Args:
             part: what is asked.
+            index: its number.
             path: within the application, as it was sent.
             query: as it was sent.
-            membership: of the part.
             key: the header and the value of the idempotency key that it is given.
         """
         environ = self._base.copy()
         if self._request_id:
-            environ[_name(_REQUEST_ID)] = f"{self._request_id}.{membership.index}"
+            environ[_name(_REQUEST_ID)] = f"{self._request_id}.{index}"
         if key is not None:
             environ[_name(key[0])] = key[1]
         environ.update(self._fields(part))
@@ -103,7 +102,6 @@ class Environs:
         environ["REQUEST_URI"] = environ["RAW_URI"] = uri
         environ["wsgi.input"] = io.BytesIO(part.body)
         environ["wsgi.input_terminated"] = True
-        environ[KEY] = membership
         if part.body or method in _WITH_BODY:
             environ["CONTENT_LENGTH"] = str(len(part.body))
         return environ

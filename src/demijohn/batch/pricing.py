@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from ..core.batch import Malformed
-from ..membership import Membership
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from flask import Flask
 
     from ..extension import Binding
     from ..flow import Call
@@ -35,6 +34,10 @@ class Taken(Protocol):
 
 class Pricer(Protocol):
     """What takes for several requests at once."""
+
+    def limits_views(self, binding: Binding, app: Flask) -> bool:
+        """Whether there is anything to take at all."""
+        ...
 
     def price(
         self, binding: Binding, call: Call, environs: Mapping[int, dict[str, Any]], *, whole: bool
@@ -60,11 +63,13 @@ class Pricing:
         Raises:
             HTTPException: there is not enough for all of them, and so none is to run.
         """
-        pricer = binding.capabilities.get("limits")
+        pricer = cast("Pricer | None", binding.capabilities.get("limits"))
         whole = settings.on_excess == "reject"
         if pricer is None or settings.on_excess == "each" or not (whole or len(run.plan.parts) > 1):
             return cls(None)
-        taken = cast("Pricer", pricer).price(binding, call, _environs(run), whole=whole)
+        if not pricer.limits_views(binding, run.app):
+            return cls(None)
+        taken = pricer.price(binding, call, run.environs(), whole=whole)
         run.prepaid.update(taken.prepaid)
         return cls(taken)
 
@@ -75,15 +80,3 @@ class Pricing:
 
 
 NOTHING: Final = Pricing(None)
-
-
-def _environs(run: Run) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for index, part in enumerate(run.plan.parts):
-        try:
-            path, query = run.where(index, part)
-        except Malformed:
-            continue  # it refers to what is not known yet
-        membership = Membership(run.name, index, part.id, None)
-        found[index] = run.environ(index, path, query, membership)
-    return found

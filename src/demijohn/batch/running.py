@@ -22,7 +22,7 @@ from ..core.batch import (
     own_path,
     resolve,
 )
-from ..membership import Membership
+from ..membership import KEY, Membership
 from .dispatch import Prepare, dispatch
 from .environs import Environs
 from .keys import part_key
@@ -96,6 +96,7 @@ class Run:
         self._failed = False
         self._names = {number: name for name, number in plan.ids.items()}
         self._by_name: dict[str, Answer] = {}
+        self._made: dict[int, dict[str, Any]] = {}
         self.answers: dict[int, Answer] = {}
         self.prepaid: dict[int, object] = {}
         """What was taken for parts beforehand, by their numbers."""
@@ -186,20 +187,19 @@ class Run:
         try:
             if self.plan.references:
                 part = resolve(part, self._by_name, self._own, self._bounds)
-            path, query = self.where(index, part)
+            path, query = self._where(index, part)
         except Unresolved as error:
             return instead(self.app, "unresolved-reference", str(error))
         except Malformed as error:
             return instead(self.app, "unresolved-reference", error.detail)
-        environ = self.environ(index, path, query, membership, part)
+        environ = self._made.pop(index, None) if part is self.plan.parts[index] else None
+        environ = environ or self._make(index, part, path, query)
+        membership = membership or Membership(self.name, index, part.id, None)
+        membership.prepaid = self.prepaid.get(index)
+        environ[KEY] = membership
         return dispatch(self.app, environ, max(self._room, 0), prepare)
 
-    def where(self, index: int, part: Part) -> tuple[str, str]:
-        """Return path and query of ``part``, which is number ``index``.
-
-        Raises:
-            Malformed: it leads elsewhere.
-        """
+    def _where(self, index: int, part: Part) -> tuple[str, str]:
         known = self._located.get(index) if part is self.plan.parts[index] else None
         return known or locate(part.target, self.place)
 
@@ -207,20 +207,15 @@ class Run:
         path, query = own_path(url, self.place)
         return f"{path}?{query}" if query else path
 
-    def environ(
-        self,
-        index: int,
-        path: str,
-        query: str,
-        membership: Membership | None = None,
-        part: Any = None,
-    ) -> dict[str, Any]:
-        """Return the environment of part ``index``."""
-        part = part or self.plan.parts[index]
-        membership = membership or Membership(self.name, index, part.id, None)
-        membership.prepaid = self.prepaid.get(index)
+    def environs(self) -> dict[int, dict[str, Any]]:
+        """Return the environments of the parts that are known beforehand, by their numbers."""
+        for index, (path, query) in self._located.items():
+            self._made[index] = self._make(index, self.plan.parts[index], path, query)
+        return self._made.copy()
+
+    def _make(self, index: int, part: Part, path: str, query: str) -> dict[str, Any]:
         key = part_key(self.key, part, index, self._key_header) if self.key else None
-        return self._environs.make(part, path, query, membership, key)
+        return self._environs.make(part, index, path, query, key)
 
     # --- reads in parallel ----------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from .identity import Identities
 from .notation import parse
 from .plan import Declared, Plan, Planner
 from .policy import BoundLimits, Shed
-from .pricing import Prices, price
+from .pricing import Prices, has_limits, price
 from .rejections import Rejections
 from .settings import CAPABILITY, LimitSettings, Settings, ShedSettings
 from .shedding import MOST_CAPACITY, Shedder
@@ -57,6 +57,7 @@ class Bound:
         self._waiting = Waiting(settings.max_waiters)
         self._keeper = binding.keeper
         self._shedders: dict[str, Shedder] = {}
+        self._limits_views: bool | None = None
         self.application = self._of_application("application")
         self.default = self._of_application("default")
         for limit in (*self.application, *self.default):
@@ -141,6 +142,13 @@ class Bound:
             target_ms = options.target_ms if options.adaptive else 0
             shedder = self._shedders[group] = Shedder(capacity, options.reserve, target_ms)
         return Shed(shedder, options.critical)
+
+    def limits_views(self, binding: Binding, app: Flask) -> bool:
+        """Whether any view of ``app`` has limits; found out once, when no view can be added."""
+        if self._limits_views is None:
+            defaults = any(policy.capability == CAPABILITY for _, policy in binding.defaults)
+            self._limits_views = defaults or any(map(has_limits, app.view_functions.values()))
+        return self._limits_views
 
     def price(
         self, binding: Binding, call: Call, environs: Mapping[int, dict[str, Any]], *, whole: bool

@@ -29,6 +29,8 @@ from .asking import Asked
 from .policy import BoundLimits, Prepaid
 
 if TYPE_CHECKING:
+    from werkzeug.routing import MapAdapter, Rule
+
     from ..extension import Binding
     from .answers import Answers
 
@@ -144,19 +146,18 @@ def _batches(binding: Binding, call: Call, environs: Mapping[int, dict[str, Any]
     found: dict[tuple[str, ...], _Batch] = {}
     app = call.app
     hook = None if binding.principal is None else lambda: call.principal
+    # The parts of a batch have its host: they are all found by one adapter.
+    adapter = app.create_url_adapter(call.request)
     for index, environ in environs.items():
-        request = app.request_class(environ)
         try:
-            adapter = app.create_url_adapter(request)
-            if adapter is None:
-                continue
-            rule, _ = adapter.match(return_rule=True)
+            rule = _rule_of(adapter, environ)
         except HTTPException:
             continue  # such as 404: no view, no limits
-        request.url_rule = rule
-        policy = _limits_of(binding, call, rule.endpoint)
+        policy = None if rule is None else _limits_of(binding, call, rule.endpoint)
         if policy is None:
             continue
+        request = app.request_class(environ)
+        request.url_rule = rule
         # The application can only say who sends the batch. Of a part that says something else that
         # is wrong: then it takes for itself, and what was taken for it is given back.
         own = Call(call.app, request, hook)
@@ -169,6 +170,22 @@ def _batches(binding: Binding, call: Call, environs: Mapping[int, dict[str, Any]
         else:
             known.indexes.append(index)
     return list(found.values())
+
+
+def _rule_of(adapter: MapAdapter | None, environ: dict[str, Any]) -> Rule | None:
+    if adapter is None:
+        return None
+    path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
+    rule, _ = adapter.match(path, environ["REQUEST_METHOD"], return_rule=True)
+    return rule
+
+
+def has_limits(view: object) -> bool:
+    """Whether a view has limits of its own; those of the methods of a class take for themselves."""
+    guard = getattr(view, "__demijohn_guard__", None)
+    return isinstance(guard, Guard) and any(
+        policy.capability == "limits" for policy in guard.policies
+    )
 
 
 def _limits_of(binding: Binding, call: Call, endpoint: str) -> BoundLimits | None:
