@@ -13,6 +13,7 @@ number of a part modulo eleven; a slot that is not there counts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, TypeAlias, cast
 
 from ..step import EXPIRES, Row
@@ -81,10 +82,35 @@ def _added(index: int, counts: Counts, cost: int) -> Counts:
     return [*counts, (index, cost)]
 
 
+def _taken_again(row: Row, now_ms: int, amount: int, cost: int, part: int) -> Taken | None:
+    """Take in the part that was counted in last, by a shorter way; ``None`` if it is too much.
+
+    All slots of such a row are in the ring, so that their sum is what is counted.
+    """
+    index = now_ms // part
+    values = cast("Iterable[int]", row.values())
+    used = sum(values) - cast("int", row[EXPIRES]) - index
+    left = amount - used - cost
+    if left < 0 or not cost:
+        return None
+    expires = (index + RING) * part
+    number = index - PARTS
+    while number < index and not row.get(SLOTS[number % RING]):
+        number += 1
+    reset_ms = (number + RING) * part - now_ms
+    slot = SLOTS[index % RING]
+    new = {**row, EXPIRES: expires, slot: cast("int", row.get(slot, 0)) + cost}
+    return 0, (amount - used, reset_ms if used else 0), (left, reset_ms), new
+
+
 def take(row: Row | None, now_ms: int, rule: Rule) -> Taken:
     """Take ``cost`` units if they are there."""
     _, amount, window_ms, _, cost = rule
     part = part_ms(window_ms)
+    if row is not None and row.get(INDEX) == now_ms // part:
+        taken = _taken_again(row, now_ms, amount, cost, part)
+        if taken is not None:
+            return taken
     index, counts = _counts(row, now_ms, part)
     before = _quota(counts, amount, part, now_ms)
     if not cost:
