@@ -11,7 +11,7 @@ from .part import Malformed, Part
 from .references import mentioned
 
 
-class Unit(msgspec.Struct, frozen=True):
+class Unit(msgspec.Struct, frozen=True, gc=False):
     """What runs as one: a part, or all parts of an atomicity group.
 
     Args:

@@ -10,7 +10,7 @@ Fields: TypeAlias = "tuple[tuple[str, str], ...]"
 """Header fields in their order. Names are as they were sent; values are latin-1, as in WSGI."""
 
 
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """One request of a batch.
 
     Args:
@@ -32,7 +32,7 @@ class Part(msgspec.Struct, frozen=True):
     depends_on: tuple[str, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What one request of a batch was answered.
 
     Args:
