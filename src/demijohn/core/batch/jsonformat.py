@@ -75,12 +75,7 @@ def _load(body: bytes, depth: int) -> object:
     """Read JSON strictly: UTF-8, no name twice, no NaN, no deeper than ``depth``."""
     try:
         # Decoded here, because json.loads would guess at UTF-16 and let surrogates through.
-        found: object = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_once,
-            parse_constant=_no_constant,
-            parse_int=_Number,
-        )
+        found: object = _STRICT.decode(body.decode("utf-8"))
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:
@@ -101,9 +96,17 @@ def _no_constant(name: str) -> NoReturn:
     raise Malformed("malformed-batch", f"{name} is not JSON.")
 
 
+# Made once: json.loads would make one for each body.
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_Number
+)
+
+
 def _check_depth(value: object, most: int) -> None:
     level = [value] if isinstance(value, _NESTING) else []
     for _ in range(most):
+        if not level:
+            return
         level = [
             inner
             for each in level

@@ -196,15 +196,17 @@ def read_multipart_answers(body: bytes, boundary: str, bounds: Bounds) -> list[A
         if media_type(given)[0] == "multipart/mixed":
             # A change set; there is none within another.
             inner = sections(section[max(at, 0) :], boundary_of(given), bounds.parts)
-            answers += [_read_answer(each, bounds) for each in _until_cut(inner)]
+            answers += [
+                _read_answer(each, *read_head(each, 0, bounds), bounds)
+                for each in _until_cut(inner)
+            ]
         else:
-            answers.append(_read_answer(section, bounds))
+            answers.append(_read_answer(section, fields, at, bounds))
     return answers
 
 
-def _read_answer(section: bytes, bounds: Bounds) -> Answer:
+def _read_answer(section: bytes, fields: Fields, at: int, bounds: Bounds) -> Answer:
     """Read one response; one that cannot be read has the status 0, and the reason."""
-    fields, at = read_head(section, 0, bounds)
     name = field(fields, "content-id")
     try:
         answer = read_response(section, at if at >= 0 else len(section), bounds)
