@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeGuard
 
@@ -85,10 +84,11 @@ def _load(body: bytes, depth: int) -> object:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (twice, _), *_ = Counter([name for name, _ in pairs]).most_common(1)
-        raise Malformed("malformed-batch", f"An object has the name {twice!r} twice.")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Malformed("malformed-batch", f"An object has the name {name!r} twice.")
+        found[name] = value
     return found
 
 
