@@ -171,10 +171,10 @@ class Run:
         return None
 
     def _failed_needs(self, unit: Unit) -> list[int]:
-        needs = frozenset().union(*[self.plan.needs[index] for index in unit.parts])
+        needs = set().union(*[self.plan.needs[index] for index in unit.parts])
         if not needs:
             return []
-        needs -= frozenset(unit.parts)
+        needs.difference_update(unit.parts)
         return sorted(index for index in needs if not 200 <= self.answers[index].status < 300)
 
     # --- running --------------------------------------------------------------------------------

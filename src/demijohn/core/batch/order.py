@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Final
 
 import msgspec
 
 from .part import Malformed, Part
 from .references import mentioned
+
+_NOTHING: Final[frozenset[int]] = frozenset()
 
 
 class Unit(msgspec.Struct, frozen=True, gc=False):
@@ -125,6 +128,9 @@ def _needs(
         names = dict.fromkeys(part.depends_on)
         if references:
             names |= dict.fromkeys(sorted(mentioned(part, ids)))
+        if not names:
+            needs.append(_NOTHING)
+            continue
         found: set[int] = set()
         for name in names:
             found.update(_before(part, number, name, ids, groups))
