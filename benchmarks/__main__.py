@@ -42,8 +42,8 @@ WHOLE: Final = Effort(
     samples=100,
     crowd=100,
     crowds=15,
-    batches=15,
-    wire={0: 9, 20: 5, 50: 2},
+    batches=11,
+    wire={0: 9, 20: 4, 50: 2},
 )
 QUICK: Final = Effort(
     rounds=3, calls=20, samples=3, crowd=100, crowds=1, batches=1, wire={0: 1, 20: 1}
