@@ -16,7 +16,7 @@ import msgspec
 
 from .message import check_fields, check_names, check_number, check_size
 from .multipart import media_type
-from .part import Answer, Bounds, Fields, Malformed, Part, field
+from .part import NOT_JSON, Answer, Bounds, Fields, Malformed, Part, field
 
 _METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET: Final = re.compile(r"[\x21-\x7e]+")
@@ -77,7 +77,7 @@ def _load(body: bytes, depth: int) -> object:
         found: object = _STRICT.decode(body.decode("utf-8"))
     except Malformed:
         raise
-    except (ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise Malformed("malformed-batch", f"The body is not JSON: {error}.") from None
     _check_depth(found, depth)
     return found
@@ -151,7 +151,7 @@ def read_json_parts(body: bytes, bounds: Bounds) -> list[Part]:
 def _bodies(body: bytes) -> list[bytes]:
     try:
         whole = msgspec.json.decode(body, type=_Requests)
-    except ValueError as error:  # half of a surrogate pair
+    except NOT_JSON as error:  # half of a surrogate pair
         raise Malformed("malformed-batch", f"The body is not JSON: {error}.") from None
     return [bytes(each.body) for each in whole.requests]
 
@@ -329,7 +329,10 @@ def _joined(fields: Fields) -> dict[str, str]:
 def _said(body: bytes) -> msgspec.Raw:
     if _load(body, Bounds().depth - _ABOVE_BODY) is None:
         raise ValueError("a body in JSON cannot be null: that is none")
-    return msgspec.json.decode(body, type=msgspec.Raw)
+    try:
+        return msgspec.json.decode(body, type=msgspec.Raw)
+    except NOT_JSON as error:  # half of a surrogate pair
+        raise ValueError(f"a body is no JSON: {error}") from None
 
 
 def _as_json(body: bytes, kind: str, *, standard: bool) -> msgspec.Raw | str:
@@ -339,7 +342,7 @@ def _as_json(body: bytes, kind: str, *, standard: bool) -> msgspec.Raw | str:
         try:
             # As it stands there: a number may be too large for any type.
             return msgspec.json.decode(body, type=msgspec.Raw)
-        except (ValueError, RecursionError):
+        except NOT_JSON:
             return text  # a view has answered what is no JSON; it must not spoil the others
     if text is not None and kind.startswith("text/"):
         return text
@@ -393,7 +396,7 @@ def read_json_answers(body: bytes) -> list[Answer]:
     """
     try:
         found = msgspec.json.decode(body.decode("utf-8"), type=_Responses)
-    except (ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         raise Malformed("malformed-batch", f"The body is no answer to a batch: {error}.") from None
     return [_answer(number, response) for number, response in enumerate(found.responses)]
 

@@ -106,6 +106,9 @@ class Malformed(ValueError):
 
 RESPONSE: Final = "response-"
 
+NOT_JSON: Final[tuple[type[Exception], ...]] = (ValueError, msgspec.MsgspecError, RecursionError)
+"""What readers of JSON raise; the errors of msgspec before 0.21 are no ValueError."""
+
 
 def field(fields: Fields, name: str) -> str | None:
     """Return the first value of the field ``name``, which is in lower case."""

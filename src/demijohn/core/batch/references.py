@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from .part import Answer, Bounds, Fields, Part, brief, field
+from .part import NOT_JSON, Answer, Bounds, Fields, Part, brief, field
 
 # Possessive, and what is between the braces is taken apart afterwards: one pass, whatever is there.
 _BRACES: Final = re.compile(r"@(@\{)|@\{([^{}]*+)\}")
@@ -297,7 +297,7 @@ def _body(part: Part, values: _Values) -> bytes:
         return part.body
     try:
         msgspec.json.decode(part.body, type=msgspec.Raw)
-    except (ValueError, RecursionError):
+    except NOT_JSON:
         return part.body  # what is no JSON has no strings
     named = frozenset(part.depends_on)
 
@@ -331,7 +331,7 @@ def _in_text(text: str, named: Collection[str], values: _Values) -> str:
 def _as_json(value: object) -> bytes:
     try:
         return msgspec.json.encode(value, enc_hook=_digits)
-    except (ValueError, RecursionError):
+    except NOT_JSON:
         raise Unresolved("That value can not be put into JSON.") from None
 
 
