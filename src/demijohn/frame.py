@@ -6,7 +6,7 @@ Nothing in a frame can execute, and a frame of another version is refused, never
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -81,6 +81,18 @@ def decode(data: bytes) -> Frame:
     if not 100 <= frame.status <= 999:
         raise CorruptRecord(f"stored response has the impossible status {frame.status}")
     return frame
+
+
+def storable_fields(fields: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return those of ``fields`` that may be stored in every case."""
+    return tuple(
+        [
+            (name, value)
+            for name, value in fields
+            if name.lower() not in NEVER_STORED
+            and not name.lower().startswith(NEVER_STORED_PREFIXES)
+        ]
+    )
 
 
 def storable_headers(headers: Headers, drop: Collection[str]) -> tuple[list[tuple[str, str]], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +167,32 @@ def test_minimal_answer_leaves_content_of_success_out(api: Api) -> None:
     response = api.post([{"url": "/status/200"}, {"url": "/status/409"}], Prefer="return=minimal")
     assert ["body" in part for part in parts(response)] == [False, True]
     assert response.headers["Preference-Applied"] == "return=minimal"
+
+
+def test_preferences_are_read_in_time_that_grows_with_their_length(api: Api) -> None:
+    blank = ", ".join(["a" + " " * 50_000] * 4)
+    started = time.perf_counter()
+    response = api.post([{"url": "/echo"}], Prefer=f"{blank},{' ' * 50_000}, return=minimal")
+    assert time.perf_counter() - started < 2
+    assert response.headers["Preference-Applied"] == "return=minimal"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "multipart/mixed"])
+@pytest.mark.parametrize("value", ["5 €", "a\r\nSet-Cookie: b=1"])
+def test_part_whose_head_cannot_be_sent_fails_alone(
+    api: Api, caplog: pytest.LogCaptureFixture, accept: str, value: str
+) -> None:
+    def price(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] != "/price":
+            return inner(environ, start_response)
+        start_response("200 OK", [("X-Price", value)])
+        return [b"{}"]
+
+    inner = api.app.wsgi_app
+    api.app.wsgi_app = price  # type: ignore[method-assign]
+    requests = [{"url": "/status/200"}, {"url": "/price"}, {"url": "/status/201"}]
+    assert statuses(api.post(requests, Accept=accept)) == [200, 500, 201]
+    assert "a part of a batch failed: '/price'" in caplog.text
 
 
 def test_other_status_for_clients_of_odata_2(make: Make) -> None:
@@ -349,6 +376,19 @@ def test_some_headers_are_inherited_and_a_parts_own_win(api: Api) -> None:
     assert second["authorization"] == "Bearer b"
 
 
+@pytest.mark.parametrize("own", ["Authorization", "Cookie"])
+def test_part_with_credentials_of_its_own_has_none_of_the_batch(api: Api, own: str) -> None:
+    requests = [{"url": "/echo", "headers": {own: "its own"}}, {"url": "/echo"}]
+    response = api.post(requests, Authorization="Bearer a", Cookie="session=ann")
+    credentials = [
+        {name: value for name, value in headers_of(response, index).items() if name in both}
+        for both in [("authorization", "cookie")]
+        for index in (0, 1)
+    ]
+    assert credentials[0] == {own.lower(): "its own"}
+    assert credentials[1] == {"authorization": "Bearer a", "cookie": "session=ann"}
+
+
 @pytest.mark.parametrize(
     "name",
     ["If-Match", "If-None-Match", "Range", "Prefer", "Accept", "X-Custom", "Content-Language"],
@@ -368,7 +408,9 @@ def test_further_headers_are_inherited_by_setting(make: Make) -> None:
     [
         "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Real-IP",
         "Proxy-Authorization", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Expect",
-        "Accept-Encoding", "X_Forwarded_For", "X_Custom",
+        "Accept-Encoding", "X_Forwarded_For", "X_Custom", "Remote-User", "X-Remote-User",
+        "CF-Connecting-IP", "True-Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-Rewrite-URL",
+        "X-Original-URL", "X-Auth-Request-User", "X-Amzn-Oidc-Identity", "X-SSL-Client-Verify",
     ],
 )  # fmt: skip
 def test_part_cannot_say_what_only_a_connection_or_a_proxy_may(api: Api, name: str) -> None:

@@ -228,6 +228,46 @@ def test_store_that_is_down_is_each_limits_own_business(
     assert "limits of a batch could not be taken at once" in caplog.text
 
 
+def test_what_was_taken_before_the_store_went_down_is_not_taken_twice(
+    tmp_path: Path, counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = make(tmp_path, counting)
+    for name in "abc":
+        api.add(f"/{name}", empty, api.dj.limit("2/hour", on_store_failure="open"))
+    assert statuses(api.post([{"url": "/b"}] * 2)) == [200] * 2
+    run, trips = counting.run, list[int]()
+
+    def once(steps: Any) -> list[Outcome]:
+        trips.append(len(steps))
+        if len(trips) == 2:
+            raise StoreUnavailable("down")
+        return run(steps)
+
+    monkeypatch.setattr(counting, "run", once)
+    response = api.post([{"url": "/a"}, {"url": "/a"}, {"url": "/b"}, {"url": "/c"}])
+    assert trips[:2] == [3, 1], "what has nothing left ends a trip"
+    assert statuses(response) == [200, 200, 429, 200]
+
+
+def test_refusal_of_a_whole_batch_does_not_need_the_store_to_give_back(
+    tmp_path: Path, counting: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = make(tmp_path, counting, batch={"on_excess": "reject"})
+    api.add("/a", empty, api.dj.limit("10/hour"))
+    api.add("/b", empty, api.dj.limit("1/hour"))
+    run = counting.run
+
+    def down_after_one(steps: Any) -> list[Outcome]:
+        outcomes = run(steps)
+        counting.down = True
+        return outcomes
+
+    counting.run = down_after_one  # type: ignore[method-assign]
+    response = api.post([{"url": "/a"}, {"url": "/b"}, {"url": "/b"}])
+    assert (response.status_code, problem(response)) == (429, "quota-exceeded")
+    assert "could not be given back" in caplog.text
+
+
 def test_limits_that_cannot_be_given_back_err_on_the_safe_side(
     tmp_path: Path, counting: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,6 +382,38 @@ def test_applications_own_name_of_the_header(tmp_path: Path, store: Store) -> No
     api = keyed(tmp_path, store, idempotency={"headers": ["X-Key"]})
     response = api.post([pay(1)], X_Key="k" * 20, X_User="ann")
     assert parts(response)[0]["body"]["key"] == "k" * 20 + ":0"
+
+
+@pytest.mark.parametrize("name", ["X-Key", "X-Other"])
+def test_key_counts_by_each_of_its_names(tmp_path: Path, store: Store, name: str) -> None:
+    api = keyed(tmp_path, store, idempotency={"headers": ["X-Key", "X-Other"]})
+    key, own = new_key(), new_key()
+    response = api.post(
+        [pay(1), pay(2, headers={"X-Other": own})], X_User="ann", **{name.replace("-", "_"): key}
+    )
+    assert [part["body"].get("key") for part in parts(response)] == [f"{key}:0", own]
+
+
+def test_two_keys_for_one_batch_are_refused(tmp_path: Path, store: Store) -> None:
+    api = keyed(tmp_path, store, idempotency={"headers": ["X-Key", "X-Other"]})
+    response = api.post([pay(1)], X_Key=new_key(), X_Other=new_key())
+    assert (response.status_code, problem(response)) == (400, "bad-batch-key")
+    key = new_key()
+    same = api.post([pay(1)], X_Key=key, X_Other=f'"{key}"', X_User="ann")
+    assert statuses(same) == [201]
+
+
+@pytest.mark.parametrize("name", ["1", "#1", "%231"])
+def test_part_without_an_id_never_has_the_key_of_one_that_has(
+    tmp_path: Path, store: Store, name: str
+) -> None:
+    """They are both new payments, and alike: were their keys the same, one would be lost."""
+    api = keyed(tmp_path, store)
+    message = "POST /pay HTTP/1.1\n\nsame\n"
+    body = multipart(message, message, ids=False).replace("http", f"http\r\nContent-ID: {name}", 1)
+    response = api.send(body, Idempotency_Key=new_key(), X_User="ann")
+    assert statuses(response) == [201, 201]
+    assert len(api.paid) == 2  # type: ignore[attr-defined]
 
 
 def test_long_ids_make_keys_of_bounded_length(tmp_path: Path, store: Store) -> None:

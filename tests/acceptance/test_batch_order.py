@@ -301,3 +301,35 @@ def test_contexts_of_reads_side_by_side_are_their_own(make: Make) -> None:
     api = make(batch={"workers": 2})
     found = parts(api.post([{"url": "/echo"}] * 10))
     assert [part["body"]["seen"] for part in found] == [1] * 10
+
+
+def test_answers_of_reads_side_by_side_are_no_more_than_a_batch_can_hold(make: Make) -> None:
+    api = make(batch={"workers": 4, "max_response_bytes": 1000})
+    together = threading.Barrier(4)
+
+    def large() -> Any:
+        together.wait(10)
+        return Response("x" * 400, mimetype="text/plain")
+
+    api.add("/large", large)
+    response = api.post([{"url": "/large"}] * 4)
+    assert sorted(statuses(response)) == [200, 200, 500, 500]
+    assert slugs(response).count("part-response-too-large") == 2
+
+
+def test_batch_that_a_part_sends_does_not_wait_for_the_threads_that_the_part_is_in(
+    make: Make,
+) -> None:
+    api = make(batch={"workers": 1})
+
+    def within() -> Any:
+        return {"inner": statuses(api.post([{"url": "/status/200"}] * 3))}
+
+    api.add("/within", within)
+    found: list[Any] = []
+    batch = threading.Thread(
+        target=lambda: found.extend(parts(api.post([{"url": "/within"}] * 3))), daemon=True
+    )
+    batch.start()
+    batch.join(20)
+    assert [part["body"] for part in found] == [{"inner": [200] * 3}] * 3

@@ -59,6 +59,9 @@ def create_app() -> Flask:
         "/atomic/<payment>", "atomic", dj.idempotent(atomic=True)(pay), methods=["POST"]
     )
     app.add_url_rule("/leased/<payment>", "leased", dj.idempotent(pay), methods=["POST"])
+    if make_session is not None:
+        # In each worker before it is asked, so that its commits are none of the points'.
+        app.extensions["demijohn"].database.prepare()
     return app
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import dataclasses
 import json
 import threading
 import uuid
@@ -11,12 +13,14 @@ from typing import Any
 import pytest
 from flask import Flask, abort, request
 from sqlalchemy import Engine, create_engine, event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import scoped_session, sessionmaker
 from werkzeug.test import TestResponse
 
-from demijohn import Demijohn, records
+from demijohn import Demijohn, idempotency, records
 from demijohn.batch import signals
 from demijohn.records import grouping
+from demijohn.records.keys import Keys
 from demijohn.records.tables import keys
 from tests.acceptance.batched import MULTIPART, answers, parts, problem, slugs, statuses
 from tests.atomic.shop import Order, Shop
@@ -30,8 +34,6 @@ class Batches:
     def __init__(self, engine: Engine, folder: Any, **options: Any) -> None:
         self.shop = Shop.__new__(Shop)
         self.engine = engine
-        from sqlalchemy.orm import sessionmaker
-
         self.make_session = sessionmaker(engine)
         self.app = Flask("batches", instance_path=str(folder))
         self.app.secret_key = "the shop's"
@@ -237,6 +239,123 @@ def test_view_that_rolls_back_undoes_its_own_part_only(batches: Batches) -> None
     assert batches.orders() == ["tea"]
 
 
+def test_what_is_written_while_a_body_is_made_belongs_to_the_group(batches: Batches) -> None:
+    def streamed(what: str) -> Any:
+        def body() -> Any:
+            with batches.make_session() as session:
+                session.add(Order(what=what))
+                session.commit()
+            yield what
+
+        return body(), 201
+
+    batches.add("/streamed/<what>", streamed)
+    assert statuses(batches.group("/streamed/tea", "/fail/400")) == [424, 400]
+    assert batches.orders() == []
+    assert statuses(batches.group("/streamed/tea", "/orders/milk")) == [201, 201]
+    assert batches.orders() == ["milk", "tea"]
+
+
+def test_session_that_a_hook_began_for_the_batch_is_not_in_the_way(
+    engine: Engine, tmp_path: Any
+) -> None:
+    """It would hold a connection while parts wait for one, and in SQLite the lock to write."""
+    sessions = scoped_session(sessionmaker(engine))
+    batches = Batches(engine, tmp_path, db=sessions)
+
+    @batches.app.before_request
+    def load_user() -> None:
+        sessions.scalar(select(func.count()).select_from(Order))
+
+    @batches.app.teardown_appcontext
+    def remove(_: object) -> None:
+        sessions.remove()
+
+    def order(what: str) -> Any:
+        sessions.add(Order(what=what))
+        sessions.commit()
+        return {"checked-out": engine.pool.checkedout()}  # type: ignore[attr-defined]
+
+    batches.add("/scoped/<what>", order)
+    batches.add("/bad", lambda: ({}, 400))
+    response = batches.post(
+        {"url": "/scoped/a"},
+        {"url": "/scoped/b", "atomicityGroup": "g"},
+        {"url": "/scoped/c", "atomicityGroup": "g"},
+    )
+    assert statuses(response) == [200] * 3
+    assert [part["body"]["checked-out"] for part in parts(response)] == [0, 1, 1]
+    assert statuses(batches.group("/scoped/d", "/bad")) == [424, 400]
+    assert batches.orders() == ["a", "b", "c"]
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_session_of_a_context_that_outlives_the_group_works_by_itself(batches: Batches) -> None:
+    left: list[contextvars.Context] = []
+
+    def view() -> Any:
+        left.append(contextvars.copy_context())
+        return {}
+
+    batches.add("/left", view)
+    assert statuses(batches.group("/left", "/orders/tea")) == [200, 201]
+    left[0].run(batches.order, "later")
+    assert batches.orders() == ["later", "tea"]
+
+
+def test_what_keys_tell_is_told_in_the_parts_context_and_when_it_is_true(
+    batches: Batches,
+) -> None:
+    heard: list[tuple[str, str]] = []
+
+    def told(name: str) -> Callable[..., None]:
+        return lambda _, **__: heard.append((name, request.path))
+
+    completed, released = told("completed"), told("released")
+    with (
+        idempotency.signals.completed.connected_to(completed),
+        idempotency.signals.released.connected_to(released),
+    ):
+        own = [{"Idempotency-Key": new_key()}, {"Idempotency-Key": new_key()}]
+        requests = [
+            {"url": "/kept/a", "atomicityGroup": "g", "headers": own[0]},
+            {"url": "/atomic/b", "atomicityGroup": "g", "headers": own[1]},
+        ]
+        batches.post(*requests, {"url": "/fail/400", "atomicityGroup": "g"})
+        assert heard == [("released", "/kept/a"), ("released", "/atomic/b")]
+        heard.clear()
+        batches.post(*requests)
+    assert heard == [("completed", "/kept/a"), ("completed", "/atomic/b")]
+
+
+def test_group_that_runs_out_of_time_is_undone(batches: Batches) -> None:
+    def slow() -> Any:
+        threading.Event().wait(0.3)
+        return {}
+
+    batches.add("/slow", slow)
+    batches.group("/orders/first")  # looks, once, whether the database keeps transactions
+    view = batches.app.extensions["demijohn"].capabilities["batch"]
+    view._settings = dataclasses.replace(view._settings, deadline_ms=200)
+    response = batches.group("/orders/tea", "/slow", "/orders/milk")
+    assert statuses(response) == [424, 424, 503]
+    assert slugs(response)[2] == "deadline"
+    assert batches.orders() == ["first"]
+
+
+def test_group_whose_answers_are_too_large_is_undone_and_takes_no_room(
+    batches: Batches,
+) -> None:
+    batches.add("/large", lambda: {"large": "x" * 900})
+    view = batches.app.extensions["demijohn"].capabilities["batch"]
+    view._settings = dataclasses.replace(view._settings, max_response_bytes=2500)
+    group = [{"url": "/large", "atomicityGroup": "g"}] * 3
+    response = batches.post({"url": "/orders/a", "atomicityGroup": "h"}, *group, {"url": "/large"})
+    assert statuses(response) == [201, 424, 424, 500, 200]
+    assert slugs(response)[3] == "part-response-too-large"
+    assert batches.orders() == ["a"]
+
+
 def test_after_commit_acts_wait_for_the_group(batches: Batches) -> None:
     records.watch(batches.engine)
     acts: list[str] = []
@@ -286,6 +405,18 @@ def test_signals_tell_how_groups_end(batches: Batches) -> None:
     assert heard == [("g", None), ("h", 1)]
 
 
+def test_receiver_that_fails_does_not_make_a_failure_of_what_was_committed(
+    batches: Batches,
+) -> None:
+    def fail(_: Flask, **__: Any) -> None:
+        raise RuntimeError("the listener's own")
+
+    with signals.group_committed.connected_to(fail), signals.executed.connected_to(fail):
+        response = batches.group("/orders/tea")
+    assert statuses(response) == [201]
+    assert batches.orders() == ["tea"]
+
+
 # --- the database has the last word -------------------------------------------------------------
 
 
@@ -312,6 +443,67 @@ def test_commit_that_fails_rolls_everything_back(
     response = batches.group("/orders/tea", "/kept/milk")
     assert slugs(response) == ["rolled-back"] * 2
     assert batches.orders() == []
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
+    """Have the connection break at the COMMIT of a group: before it, or before its answer."""
+    commit = grouping.Transaction.commit
+
+    def break_off(transaction: grouping.Transaction) -> None:
+        monkeypatch.setattr(grouping.Transaction, "commit", commit)
+        if after:
+            commit(transaction)
+        raise OperationalError("COMMIT", (), Exception())
+
+    monkeypatch.setattr(grouping.Transaction, "commit", break_off)
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_commit_whose_answer_is_lost_is_asked_for_by_the_groups_key(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    lose(monkeypatch, after=after)
+    key = new_key()
+    response = batches.group("/orders/tea", "/kept/milk", Idempotency_Key=key)
+    assert statuses(response) == ([201, 201] if after else [424, 424])
+    assert batches.orders() == (["milk", "tea"] if after else [])
+    again = batches.group("/orders/tea", "/kept/milk", Idempotency_Key=key)
+    assert statuses(again) == [201, 201]
+    assert batches.orders() == ["milk", "tea"]
+
+
+def test_commit_whose_answer_is_lost_is_unknown_without_a_key(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(monkeypatch, after=True)
+    assert slugs(batches.group("/orders/tea")) == ["group-outcome-unknown"]
+    assert batches.orders() == ["tea"]
+
+
+def test_connection_that_is_lost_at_the_claim_is_not_another_batch_with_the_key(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claim(*_: Any) -> None:
+        raise OperationalError("SELECT", (), Exception())
+
+    batches.group("/orders/first")  # what is looked at once
+    monkeypatch.setattr(Keys, "claim", claim)
+    response = batches.group("/orders/tea", Idempotency_Key=new_key())
+    assert (statuses(response), slugs(response)) == ([503], ["group-unavailable"])
+    assert batches.orders() == ["first"]
+
+
+def test_group_whose_savepoint_cannot_be_made_gives_its_connection_back(batches: Batches) -> None:
+    batches.group("/orders/first")
+
+    def refuse(*_: Any) -> None:
+        raise OperationalError("SAVEPOINT", (), Exception())
+
+    event.listen(batches.engine, "savepoint", refuse)
+    response = batches.group("/orders/tea")
+    event.remove(batches.engine, "savepoint", refuse)
+    assert slugs(response) == ["group-unavailable"]
+    assert batches.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 def test_group_without_a_database_is_501_and_nothing_runs(engine: Engine, tmp_path: Any) -> None:
@@ -369,6 +561,20 @@ def test_group_that_is_sent_again_is_replayed(batches: Batches) -> None:
     assert batches.runs == ["tea", "milk"]
 
 
+def test_what_is_the_first_callers_alone_is_not_stored_with_a_group(batches: Batches) -> None:
+    def bake() -> Any:
+        return {}, 201, {"Set-Cookie": "session=secret", "X-Request-ID": "1", "ETag": '"1"'}
+
+    batches.add("/bake", bake)
+    key = new_key()
+    (first,) = parts(batches.group("/bake", Idempotency_Key=key))
+    assert first["headers"]["set-cookie"] == ["session=secret"]
+    with batches.engine.connect() as connection:
+        assert b"secret" not in connection.scalar(select(keys.c.frame))  # type: ignore[operator]
+    (again,) = parts(batches.group("/bake", Idempotency_Key=key))
+    assert again["headers"].keys() == {"content-type", "etag", "idempotent-replayed"}
+
+
 def test_group_that_failed_runs_again(batches: Batches) -> None:
     key = new_key()
     broken = [409]
@@ -378,6 +584,17 @@ def test_group_that_failed_runs_again(batches: Batches) -> None:
     broken[0] = 200
     assert statuses(batches.group("/orders/tea", "/may", Idempotency_Key=key)) == [201, 200]
     assert batches.orders() == ["tea"]
+
+
+def test_what_is_new_in_each_attempt_does_not_make_another_group(batches: Batches) -> None:
+    key = new_key()
+    for attempt in "12":
+        headers = {"traceparent": f"00-{attempt}-2-01", "X-Request-ID": attempt}
+        part = {"url": "/orders/tea", "atomicityGroup": "g", "headers": headers}
+        assert statuses(batches.post(part, Idempotency_Key=key)) == [201]
+    assert batches.orders() == ["tea"]
+    part = {"url": "/orders/tea", "atomicityGroup": "g", "headers": {"If-Match": '"1"'}}
+    assert slugs(batches.post(part, Idempotency_Key=key)) == ["group-key-reused"]
 
 
 def test_key_with_another_group_is_refused(batches: Batches) -> None:

@@ -552,7 +552,7 @@ def test_mistake_while_a_refusal_is_recorded_is_a_500(
 def test_outcome_that_cannot_be_looked_up_is_a_503(
     shop: Shop, server: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("demijohn.idempotency.work.RESOLVE_PAUSES_S", (0, 0))
+    monkeypatch.setattr("demijohn.records.resolving.PAUSES_S", (0, 0))
     claim, tries = Keys.claim, list[int]()
 
     def only_once(*args: Any) -> Any:

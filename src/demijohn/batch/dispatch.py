@@ -10,7 +10,7 @@ from typing import Any, Final
 from flask import Flask
 from werkzeug.exceptions import HTTPException
 
-from ..core.batch import Answer
+from ..core.batch import Answer, write_response
 from .refusals import instead
 
 log = logging.getLogger("demijohn.batch")
@@ -51,17 +51,22 @@ def dispatch(
     try:
         return contextvars.Context().run(run)
     except _TooLarge:
-        return instead(
-            app,
-            "part-response-too-large",
-            "The part was carried out, and its response is larger than a batch can hold.",
-        )
+        return too_large(app)
     except HTTPException as error:  # of a middleware: the application renders its own
         response = error.get_response(environ)
         return Answer(response.status_code, tuple(response.headers.items()), response.get_data())
     except Exception:
-        log.exception("a part of a batch failed: %s", environ.get("PATH_INFO"))
+        log.exception("a part of a batch failed: %r", environ.get("PATH_INFO"))
         return instead(app, "part-failed", "The server could not carry out the part.")
+
+
+def too_large(app: Flask) -> Answer:
+    """Return what a part is answered for whose response there is no room."""
+    return instead(
+        app,
+        "part-response-too-large",
+        "The part was carried out, and its response is larger than a batch can hold.",
+    )
 
 
 def _call(app: Flask, environ: dict[str, Any], most: int) -> Answer:
@@ -91,7 +96,10 @@ def _call(app: Flask, environ: dict[str, Any], most: int) -> Answer:
     code, _, reason = head[0].partition(" ")
     status = int(code)
     has_body = environ["REQUEST_METHOD"] != "HEAD" and status not in _NO_BODY
-    return Answer(status, _kept(head[1]), b"".join(written) if has_body else b"", reason=reason)
+    fields = _kept(head[1])
+    # Found out now: when all answers are written, one would spoil those of the others.
+    write_response(Answer(status, fields))
+    return Answer(status, fields, b"".join(written) if has_body else b"", reason=reason)
 
 
 def _kept(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

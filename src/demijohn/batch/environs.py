@@ -26,34 +26,60 @@ _KEPT: Final = (
     "wsgi.url_scheme",
     "wsgi.version",
 )
+_CREDENTIALS: Final = ("authorization", "cookie")
+_CREDENTIAL_NAMES: Final = frozenset({"HTTP_AUTHORIZATION", "HTTP_COOKIE"})
 _INHERITED: Final = (
-    "authorization",
-    "cookie",
+    *_CREDENTIALS,
     "accept-language",
     "user-agent",
     "traceparent",
     "tracestate",
 )
 _REQUEST_ID: Final = "X-Request-ID"
-# They speak of a connection, or of an origin, and a part has neither; or of who calls, which only a
-# proxy may say; or they would have the answer coded in a way that clients of batches do not expect.
+# They speak of a connection, or of an origin, and a part has neither; or they would have the answer
+# coded in a way that clients of batches do not expect; or they say who calls or what was asked for,
+# which only a proxy may. It removes them from a request, and does not look into a batch.
 _DROPPED: Final = frozenset(
     {
         "accept-encoding",
+        "cf-connecting-ip",
         "connection",
         "content-length",
         "expect",
+        "fastly-client-ip",
+        "fly-client-ip",
         "forwarded",
         "host",
         "keep-alive",
+        "remote-user",
         "te",
         "trailer",
         "transfer-encoding",
+        "true-client-ip",
         "upgrade",
+        "x-client-ip",
+        "x-cluster-client-ip",
         "x-real-ip",
+        "x-remote-user",
+        "x-rewrite-url",
     }
 )
-_DROPPED_PREFIXES: Final = ("proxy-", "x-forwarded-")
+_DROPPED_PREFIXES: Final = (
+    "proxy-",
+    "ssl-client-",
+    "x-amzn-oidc-",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-client-cert",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-goog-authenticated-",
+    "x-goog-iap-",
+    "x-ms-client-principal",
+    "x-original-",
+    "x-remote-user-",
+    "x-ssl-",
+)
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -92,7 +118,12 @@ class Environs:
             environ[_name(_REQUEST_ID)] = f"{self._request_id}.{index}"
         if key is not None:
             environ[_name(key[0])] = key[1]
-        environ.update(self._fields(part))
+        own = self._fields(part)
+        # They belong together: whoever has one of its own is not the caller of the batch.
+        if not _CREDENTIAL_NAMES.isdisjoint(own):
+            for name in _CREDENTIAL_NAMES:
+                environ.pop(name, None)
+        environ.update(own)
         target = f"{path}?{query}" if query else path
         uri = environ.get("SCRIPT_NAME", "") + target
         method = part.method.upper()

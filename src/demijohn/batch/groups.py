@@ -16,6 +16,8 @@ done when it is known how the group has ended.
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import hashlib
 import logging
 import os
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from blinker import Signal
 from flask import has_request_context, request
 
 from .. import frame
@@ -44,6 +47,19 @@ log = logging.getLogger("demijohn.batch")
 WAIT_MS: Final = 5000
 """How long a group waits for another one with its key."""
 ENOUGH_CHARACTERS: Final = 20
+# They are new each time that a request is sent, and say nothing of what is asked.
+_OF_AN_ATTEMPT: Final = frozenset(
+    {
+        "baggage",
+        "date",
+        "request-id",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "x-correlation-id",
+        "x-request-id",
+    }
+)
 _answers: Final = msgspec.msgpack.Decoder(list[Answer])
 
 
@@ -102,14 +118,15 @@ class _Group:
         self._groups = groups
         self._run = run
         self._unit = unit
-        self._conclusions: list[Conclusion] = []
+        self._conclusions: list[tuple[contextvars.Context, Conclusion]] = []
 
     def postpone(self, conclude: Conclusion) -> None:
         """See :meth:`membership.Group.postpone`."""
-        self._conclusions.append(conclude)
+        # What is concluded may ask for the request: that is the part's, and never the batch's.
+        self._conclusions.append((contextvars.copy_context(), conclude))
 
     def carry_out(self) -> Sequence[Answer]:
-        committed: bool | None = None
+        committed: bool | None = False
         try:
             with self._groups.database.grouping(self._is_mine) as grouping:
                 found = self._claim(grouping)
@@ -118,7 +135,9 @@ class _Group:
                 answers, offender = self._attempt_all(grouping)
                 state: State = "rolled back"
                 if offender is None:
-                    state = grouping.commit(self._encoded(answers), self._groups.ttl_ms)
+                    stored = self._encoded(answers)
+                    committed = None  # whatever ends it from here on
+                    state = grouping.commit(stored, self._groups.ttl_ms, WAIT_MS)
             committed = None if state == "unknown" else state == "committed"
         finally:
             # Behind the transaction: what is done now may take its connection from the same pool.
@@ -132,9 +151,12 @@ class _Group:
         return self._rolled_back(answers, offender)
 
     def _is_mine(self) -> bool:
-        """Whether what runs now is a part of this group, and not a request of its own making."""
+        """Whether what runs now is a part of this group, and not a request of its own making.
+
+        What is asked in a part's context when its request has ended makes its body, or tears down.
+        """
         if not has_request_context():
-            return False
+            return True
         found = membership_of(request.environ)
         return found is not None and found.group is self
 
@@ -144,7 +166,7 @@ class _Group:
         for index in self._unit.parts:
             part = run.plan.parts[index]
             membership = Membership(run.name, index, part.id, self)
-            answer = run.attempt(index, membership, grouping.admit)
+            answer = run.why_not_now() or run.attempt(index, membership, grouping.admit)
             grouping.leave()
             run.show(index, answer)
             answers.append(answer)
@@ -161,9 +183,9 @@ class _Group:
         return result
 
     def _conclude(self, *, committed: bool | None) -> None:
-        for conclude in self._conclusions:
+        for context, conclude in self._conclusions:
             try:
-                conclude(committed=committed)
+                context.run(functools.partial(conclude, committed=committed))
             except Exception:
                 log.exception("a part of the group %r could not be concluded", self._unit.group)
 
@@ -175,11 +197,9 @@ class _Group:
         group = self._unit.group or ""
         return instead(self._run.app, slug, detail, retry_after=retry_after, group=group)
 
-    def _tell(self, signal: object, **details: object) -> None:
-        if signal.receivers:  # type: ignore[attr-defined]
-            signal.send(  # type: ignore[attr-defined]
-                self._run.app, batch=self._run.name, group=self._unit.group, **details
-            )
+    def _tell(self, signal: Signal, **details: object) -> None:
+        run = self._run
+        signals.tell(signal, run.app, batch=run.name, group=self._unit.group, **details)
 
     # --- the record -----------------------------------------------------------------------------
 
@@ -200,12 +220,18 @@ class _Group:
     def _fingerprint(self) -> bytes:
         digest = hashlib.sha256()
         for index in self._unit.parts:
-            message = write_request(self._run.plan.parts[index])
+            part = self._run.plan.parts[index]
+            fields = tuple([pair for pair in part.fields if pair[0].lower() not in _OF_AN_ATTEMPT])
+            message = write_request(msgspec.structs.replace(part, fields=fields))
             digest.update(b"%d:" % len(message) + message)
         return digest.digest()
 
     def _encoded(self, answers: Sequence[Answer]) -> bytes:
-        return frame.encode(frame.Frame(200, [], msgspec.msgpack.encode(answers)))
+        kept = [
+            msgspec.structs.replace(answer, fields=frame.storable_fields(answer.fields))
+            for answer in answers
+        ]
+        return frame.encode(frame.Frame(200, [], msgspec.msgpack.encode(kept)))
 
     def _decoded(self, data: bytes) -> Sequence[Answer]:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -19,14 +20,19 @@ _KEY: Final = re.compile(r'"?([!#-+\--\[\]-~]{1,200})"?')
 LONGEST: Final = 200
 
 
-def batch_key(value: str | None) -> str | None:
-    """Return the key in the field of a batch; ``None`` without one.
+def batch_key(values: Iterable[str]) -> str | None:
+    """Return the key in the fields of a batch, by whichever name; ``None`` without one.
 
     Raises:
-        Malformed: it is none that can be given to parts.
+        Malformed: it is none that can be given to parts, or there are several.
     """
-    if value is None:
-        return None
+    keys = {_parsed(value) for value in values}
+    if len(keys) > 1:
+        raise Malformed("bad-batch-key", "The batch has two idempotency keys.")
+    return keys.pop() if keys else None
+
+
+def _parsed(value: str) -> str:
     found = _KEY.fullmatch(value.strip(" \t"))
     if found is None:
         raise Malformed(
@@ -37,20 +43,34 @@ def batch_key(value: str | None) -> str | None:
     return found[1]
 
 
-def part_key(key: str, part: Part, index: int, header: str) -> tuple[str, str] | None:
+def part_key(key: str, part: Part, index: int, headers: Sequence[str]) -> tuple[str, str] | None:
     """Return header and value of the key of ``part``; ``None`` if it has its own, or needs none.
 
     A client that sends a part again by itself makes the same one: the key of the batch, a colon,
     and the id, without the brackets of a Content-ID.
+
+    Args:
+        key: of the batch.
+        part: of the batch.
+        index: its number.
+        headers: in which keys are looked for; the first is the one that is given.
     """
-    if part.method.upper() not in _KEYED or field(part.fields, header.lower()) is not None:
+    own = any(field(part.fields, header.lower()) is not None for header in headers)
+    if own or part.method.upper() not in _KEYED:
         return None
-    return header, f'"{derived(key, str(index) if part.id is None else named(part.id))}"'
+    name = numbered(key, index) if part.id is None else derived(key, named(part.id))
+    return headers[0], f'"{name}"'
+
+
+def numbered(key: str, index: int) -> str:
+    """Return the key of a part that has no name, which no name can give."""
+    return _bounded(f"{key}:#{index}")
 
 
 def derived(key: str, name: str) -> str:
     """Return the key of what is called ``name`` in the batch ``key``."""
-    whole = f"{key}:{quote(name, safe='')}"
-    if len(whole) <= LONGEST:
-        return whole
-    return hashlib.sha256(whole.encode()).hexdigest()
+    return _bounded(f"{key}:{quote(name, safe='')}")
+
+
+def _bounded(whole: str) -> str:
+    return whole if len(whole) <= LONGEST else hashlib.sha256(whole.encode()).hexdigest()

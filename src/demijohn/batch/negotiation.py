@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MULTIPART: Final = "multipart/mixed"
 JSON: Final = "application/json"
-_PREFERENCE: Final = re.compile(r"\s*([^=;,\s]+)\s*(?:=\s*\"?([^\";,]*)\"?)?\s*(?:;[^,]*)?")
+_PREFERENCE: Final = re.compile(r"([^=;,\s]+)\s*(?:=\s*\"?([^\";,]*)\"?)?\s*(?:;[^,]*)?")
 
 
 class Wishes(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The limits of all parts, taken in one trip before any of them runs.
 
-What limits can take beforehand is theirs to say (:class:`membership.Pricer`): the parts that it
+What limits can take beforehand is theirs to say (:class:`Pricer`): the parts that it
 leaves out take for themselves, when they run.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -23,7 +24,7 @@ from ..core.batch import (
     resolve,
 )
 from ..membership import KEY, Membership
-from .dispatch import Prepare, dispatch
+from .dispatch import Prepare, dispatch, too_large
 from .environs import Environs
 from .keys import part_key
 from .pricing import NOTHING, Pricing
@@ -53,7 +54,7 @@ class Run:
         environs: makes the environments of parts.
         name: the id of the batch.
         key: the idempotency key of the batch.
-        key_header: in which parts have theirs.
+        key_headers: in which parts have theirs.
         caller: who sends the batch.
         goes_on: whether parts run behind one that has failed.
         groups: carries out atomicity groups.
@@ -71,7 +72,7 @@ class Run:
         *,
         name: str,
         key: str | None,
-        key_header: str,
+        key_headers: tuple[str, ...],
         caller: str,
         goes_on: bool,
         groups: Groups | None,
@@ -86,12 +87,13 @@ class Run:
         self.place = place
         self._located = located
         self._environs = environs
-        self._key_header = key_header
+        self._key_headers = key_headers
         self._goes_on = goes_on
         self._groups = groups
         self._pool = pool
         self._ends = time.monotonic() + settings.deadline_ms / 1000
         self._room = settings.max_response_bytes
+        self._lock = Lock()
         self._bounds = settings.bounds
         self._failed = False
         self._names = {number: name for name, number in plan.ids.items()}
@@ -120,7 +122,10 @@ class Run:
         if found is not None:
             return [self.note(index, found) for index in unit.parts]
         if unit.group is not None and self._groups is not None:
+            room = self._room
             answers = self._groups.carry_out(self, unit)
+            # Not what its parts have said, if it was rolled back, or replayed.
+            self._room = room - sum([len(answer.body) for answer in answers])
         else:
             answers = [self.attempt(unit.parts[0])]
         return [self.note(i, answer) for i, answer in zip(unit.parts, answers, strict=True)]
@@ -130,7 +135,6 @@ class Run:
         answer = msgspec.structs.replace(answer, id=self.plan.parts[index].id)
         self.answers[index] = answer
         self._failed |= answer.status >= FAILED
-        self._room -= len(answer.body)
         self.show(index, answer)
         return answer
 
@@ -153,6 +157,10 @@ class Run:
                 f"What this part depends on has failed: part {missing[0]}.",
                 **{"depends-on": missing[0]},
             )
+        return self.why_not_now()
+
+    def why_not_now(self) -> Answer | None:
+        """Return what a part is answered for which there is no time, or no room, any more."""
         if time.monotonic() >= self._ends:
             return instead(
                 self.app,
@@ -197,7 +205,18 @@ class Run:
         membership = membership or Membership(self.name, index, part.id, None)
         membership.prepaid = self.prepaid.get(index)
         environ[KEY] = membership
-        return dispatch(self.app, environ, max(self._room, 0), prepare)
+        most = max(self._room, 0)
+        return self._hold(dispatch(self.app, environ, most, prepare), most)
+
+    def _hold(self, answer: Answer, most: int) -> Answer:
+        """Take the room for ``answer``, as soon as it is there; another may have taken it."""
+        with self._lock:
+            size = len(answer.body)
+            if self._room < size <= most:
+                answer = too_large(self.app)
+                size = len(answer.body)
+            self._room -= size
+        return answer
 
     def _where(self, index: int, part: Part) -> tuple[str, str]:
         known = self._located.get(index) if part is self.plan.parts[index] else None
@@ -214,7 +233,7 @@ class Run:
         return self._made.copy()
 
     def _make(self, index: int, part: Part, path: str, query: str) -> dict[str, Any]:
-        key = part_key(self.key, part, index, self._key_header) if self.key else None
+        key = part_key(self.key, part, index, self._key_headers) if self.key else None
         return self._environs.make(part, index, path, query, key)
 
     # --- reads in parallel ----------------------------------------------------------------------
@@ -244,7 +263,10 @@ class Run:
         futures: list[Future[Answer]] = [pool.submit(carry_out, unit) for unit in units]
         try:
             for unit, future in zip(units, futures, strict=True):
-                yield unit, [self.note(unit.parts[0], future.result())]
+                # What no thread has begun is run here: it may wait behind other batches, or behind
+                # the very part whose view has sent this one.
+                answer = carry_out(unit) if future.cancel() else future.result()
+                yield unit, [self.note(unit.parts[0], answer)]
         finally:
             for future in futures:
                 future.cancel()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+from typing import Any, Final
 
-from blinker import Namespace
+from blinker import Namespace, Signal
+from flask import Flask
+
+log = logging.getLogger("demijohn.batch")
 
 _signals: Final = Namespace()
 
@@ -24,3 +28,13 @@ group_rolled_back = _signals.signal(
     "An atomicity group was rolled back; carries batch, group and offender (the number of the part "
     "that failed, None where it was the commit).",
 )
+
+
+def tell(signal: Signal, app: Flask, **details: Any) -> None:
+    """Send ``signal``. What a receiver raises is logged: what is told of has happened."""
+    if not signal.receivers:
+        return
+    try:
+        signal.send(app, **details)
+    except Exception:
+        log.exception("a receiver of %r failed", signal)

@@ -52,7 +52,7 @@ class View:
         self._binding = binding
         self._batches = frozenset(core.normal(url) for url in settings.url)
         self._groups: Groups | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self.renew_after_fork()
         database = binding.database
         if database is not None and database.has_sessions:
             self._groups = Groups(binding, database, settings.ttl_ms)
@@ -77,8 +77,7 @@ class View:
         return self._finish(response, run, wishes)
 
     def _refuse(self, error: Malformed, **extensions: Any) -> HTTPException:
-        if signals.refused.receivers:
-            signals.refused.send(self._app, kind=error.kind, detail=error.detail)
+        signals.tell(signals.refused, self._app, kind=error.kind, detail=error.detail)
         return refusal(error, **extensions)
 
     # --- before anything runs -------------------------------------------------------------------
@@ -146,8 +145,9 @@ class View:
             raise Malformed("batch-unavailable", "The database cannot be reached.") from None
 
     def _run(self, plan: Plan, place: Place, located: Located, wishes: Wishes) -> Run:
-        header = self._key_header()
-        key = batch_key(request.headers.get(header))
+        names = self._key_headers()
+        given = (request.headers.get(name) for name in names)
+        key = batch_key(value for value in given if value is not None)
         call = Call(self._app, cast("Any", request)._get_current_object(), self._binding.principal)
         caller = ""
         if any(unit.group is not None for unit in plan.units):
@@ -162,27 +162,37 @@ class View:
             Environs(request.environ, self._settings),
             name=secrets.token_hex(_ID_BYTES),
             key=key,
-            key_header=header,
+            key_headers=names,
             caller=caller,
             goes_on=wishes.goes_on,
             groups=self._groups,
-            pool=self._threads(),
+            pool=self._pool,
         )
         run.pricing = Pricing.of(self._binding, self._settings, call, run)
+        try:
+            self._settle()
+        except BaseException:
+            run.pricing.give_back()
+            raise
         return run
 
-    def _key_header(self) -> str:
-        bound: Any = self._binding.capabilities.get("idempotency")
-        return HEADER if bound is None else bound.settings.key_headers[0]
+    def _settle(self) -> None:
+        """Commit what the sessions of this request have begun, as before an atomic view.
 
-    def _threads(self) -> ThreadPoolExecutor | None:
-        if self._settings.workers and self._pool is None:
-            self._pool = ThreadPoolExecutor(self._settings.workers, "demijohn-batch")
-        return self._pool
+        A hook may have loaded the user. While the parts run, its transaction would keep a
+        connection from them, and in SQLite the lock to write.
+        """
+        if self._binding.database is not None:
+            self._binding.database.settle()
+
+    def _key_headers(self) -> tuple[str, ...]:
+        bound: Any = self._binding.capabilities.get("idempotency")
+        return (HEADER,) if bound is None else bound.settings.key_headers
 
     def renew_after_fork(self) -> None:
-        """Leave the parent's threads to it."""
-        self._pool = None
+        """Leave the parent's threads to it; those of this process begin when they are needed."""
+        workers = self._settings.workers
+        self._pool = ThreadPoolExecutor(workers, "demijohn-batch") if workers else None
 
     # --- while it runs, and after ---------------------------------------------------------------
 
@@ -191,12 +201,15 @@ class View:
             yield from run.units()
         finally:
             run.pricing.give_back()
-            if signals.executed.receivers:
-                statuses = [run.answers[index].status for index in sorted(run.answers)]
-                milliseconds = (time.perf_counter() - started) * 1000
-                signals.executed.send(
-                    self._app, batch=run.name, statuses=statuses, milliseconds=milliseconds
-                )
+            statuses = [run.answers[index].status for index in sorted(run.answers)]
+            milliseconds = (time.perf_counter() - started) * 1000
+            signals.tell(
+                signals.executed,
+                self._app,
+                batch=run.name,
+                statuses=statuses,
+                milliseconds=milliseconds,
+            )
 
     def _finish(self, response: Response, run: Run, wishes: Wishes) -> Response:
         response.headers["Cache-Control"] = "private, no-store"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,10 @@ from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException
 
 from ..flow import Result
+from ..membership import membership_of
 from ..records.dialects import Trouble
 from ..records.keys import Claimant, Moved, Record
+from ..records.resolving import has_committed
 from ..records.transaction import Transaction, current
 from ..streams import gather, is_streamed
 from . import signals
@@ -33,8 +34,6 @@ log = logging.getLogger("demijohn.idempotency")
 MOST_CLAIMS: Final = 5
 """How often a claim is repeated that the database could not serialise, or that found a record just
 gone. Each means that another one got on."""
-RESOLVE_PAUSES_S: Final = (0.05, 0.2, 0.5, 1.0)
-"""Between attempts to find out whether a COMMIT whose answer was lost has happened."""
 
 
 class Undone(Exception):
@@ -217,7 +216,16 @@ class Work:
         self._commit(transaction)
         self._concluded = True
         self.close()
-        claim.tell(signals.completed)
+        part = membership_of(claim.call.request.environ)
+        if part is None or part.group is None:
+            claim.tell(signals.completed)
+        else:
+            part.group.postpone(self._tell_with_the_group)
+
+    def _tell_with_the_group(self, *, committed: bool | None) -> None:
+        """Tell what became of the key: it was committed to a savepoint, and no further."""
+        if committed is not None:
+            self._claim.tell(signals.completed if committed else signals.released)
 
     def _body(self, response: Response | None) -> bytes | None:
         if response is None:
@@ -235,31 +243,14 @@ class Work:
             transaction.abandon()
             if self._trouble(error) is not Trouble.LOST:
                 raise
-            committed = self._has_committed()
+            policy = self._policy
+            wait_ms, engine = policy.settings.wait_ms, policy.database.engine
+            committed = has_committed(engine, policy.keys, self._who, wait_ms)
             if committed is None:
                 raise outcome_unknown() from error
             if not committed:
                 raise
             log.warning("the answer to a COMMIT was lost, which had happened: %s", error)
-
-    def _has_committed(self) -> bool | None:
-        """Find out, on a new connection, what became of a COMMIT whose answer was lost.
-
-        The server may still be at it. So the key is claimed for another, which waits for the end
-        of the old transaction, and finds its record or does not. ``None``: there is no telling.
-        """
-        database = self._policy.database
-        probe, keys = self._who._replace(token=os.urandom(16)), self._policy.keys
-        for pause_s in RESOLVE_PAUSES_S:
-            try:
-                with database.engine.connect() as connection:
-                    found = keys.claim(connection, probe, self._policy.settings.wait_ms)
-                    connection.rollback()
-            except (DBAPIError, Moved):
-                time.sleep(pause_s)
-            else:
-                return found is not None and found.token == self._who.token
-        return None
 
     def close(self) -> None:
         """Undo what is not committed, and give the connection back."""

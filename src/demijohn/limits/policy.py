@@ -53,12 +53,19 @@ class Prepaid:
         values: of the outcome; see :func:`demijohn.core.limits.take`.
     """
 
-    __slots__ = ("keys", "used", "values")
+    __slots__ = ("_unused", "keys", "values")
 
     def __init__(self, keys: tuple[str, ...], values: Sequence[int]) -> None:
         self.keys = keys
         self.values = values
-        self.used = False
+        self._unused = [True]
+
+    def use(self) -> bool:
+        """Use it; whether that is not done yet. One of two threads that come at once has it."""
+        try:
+            return self._unused.pop()
+        except IndexError:
+            return False
 
 
 class BoundLimits:
@@ -247,9 +254,9 @@ def _is_prepaid(call: Call, asked: Asked) -> bool:
     """Use what was taken for the request as part of a batch, if that is what it asks."""
     part = membership_of(call.request.environ)
     prepaid = None if part is None else part.prepaid
-    if not isinstance(prepaid, Prepaid) or prepaid.used or prepaid.keys != asked.keys:
+    if not isinstance(prepaid, Prepaid) or prepaid.keys != asked.keys or not prepaid.use():
         return False
-    prepaid.used = asked.prepaid = True
+    asked.prepaid = True
     asked.values = prepaid.values
     return True
 

@@ -25,6 +25,7 @@ from ..defaults import guard_by_default
 from ..errors import StoreError
 from ..flow import Call
 from ..guard import Guard
+from ..stores import Store
 from .asking import Asked
 from .policy import BoundLimits, Prepaid
 
@@ -81,16 +82,11 @@ class Prices:
         steps = []
         for batch in self._batches:
             given = [self.prepaid[index] for index in batch.indexes if index in self.prepaid]
-            unused = [each for each in given if not each.used]
-            for each in unused:
-                each.used = True
+            unused = sum([each.use() for each in given])
             if unused:
-                steps.append((batch.policy.store, batch.refund(len(unused))))
+                steps.append((batch.policy.store, batch.refund(unused)))
         for store, step in steps:
-            try:
-                store.run([step])
-            except StoreError as error:
-                log.warning("limits of parts that did not run could not be given back: %s", error)
+            _give_back(store, step)
 
 
 def price(
@@ -115,13 +111,15 @@ def price(
     """
     batches = _batches(binding, call, environs)
     prepaid: dict[int, Prepaid] = {}
+    refused: _Batch | None = None
     try:
-        refused = _take_whole(batches) if whole else None
-        if not whole:
+        if whole:
+            refused = _take_whole(batches)
+        else:
             _take_some(batches)
     except StoreError as error:
+        # What an earlier trip has taken is paid for; the others take for themselves.
         log.warning("limits of a batch could not be taken at once: %s", error)
-        return Prices((), {})
     if refused is not None:
         taken = [batch for batch in batches if batch.values and batch is not refused]
         _undo(taken)
@@ -136,7 +134,14 @@ def price(
 
 def _undo(batches: Sequence[_Batch]) -> None:
     for batch in batches:
-        batch.policy.store.run([batch.refund(batch.values[2])])
+        _give_back(batch.policy.store, batch.refund(batch.values[2]))
+
+
+def _give_back(store: Store, step: Step) -> None:
+    try:
+        store.run([step])
+    except StoreError as error:
+        log.warning("limits of parts that did not run could not be given back: %s", error)
 
 
 # --- what is asked ------------------------------------------------------------------------------

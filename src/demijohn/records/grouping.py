@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from demijohn.errors import StoreUnavailable
+
 from .dialects import Trouble
 from .keys import Claimant, Keys, Moved
+from .resolving import has_committed
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -38,8 +41,12 @@ class Grouping:
 
     def _open(self) -> None:
         self._transaction = Transaction(self._database.engine, self._applies)
-        # Its release fails where the database has thrown away what was done in it.
-        self._savepoint = self._transaction.connection.begin_nested()
+        try:
+            # Its release fails where the database has thrown away what was done in it.
+            self._savepoint = self._transaction.connection.begin_nested()
+        except BaseException:
+            self._transaction.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +81,9 @@ class Grouping:
             fingerprint: of what is asked.
             token: that nobody has.
             wait_ms: how long to wait for another transaction, in milliseconds.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached any more.
         """
         keys = Keys(self._database.dialect)
         who = Claimant(names[0], fingerprint, token)
@@ -87,8 +97,7 @@ class Grouping:
             except Moved:
                 self._again()
             except DBAPIError as error:
-                if self._database.dialect.trouble(error) is Trouble.MISTAKE:
-                    raise
+                self._judge_claim(error)
                 return "busy"
             else:
                 if found is None:
@@ -99,12 +108,29 @@ class Grouping:
                 return "busy" if found.frame is None else found.frame
         return "busy"
 
+    def _judge_claim(self, error: DBAPIError) -> None:
+        """Raise, unless another transaction is in the way."""
+        trouble = self._database.dialect.trouble(error)
+        if trouble is Trouble.MISTAKE:
+            raise error
+        if trouble is Trouble.LOST:
+            raise StoreUnavailable(f"the database cannot be reached: {error}") from error
+
     def _again(self) -> None:
         self._transaction.close()
         self._open()
 
-    def commit(self, stored: bytes, ttl_ms: int) -> State:
-        """Commit everything, and ``stored`` under the key that was claimed."""
+    def commit(self, stored: bytes, ttl_ms: int, wait_ms: int) -> State:
+        """Commit everything, and ``stored`` under the key that was claimed.
+
+        Where the answer to the COMMIT is lost, the record tells whether it has happened; without a
+        key there is none.
+
+        Args:
+            stored: what a repetition is answered.
+            ttl_ms: how long it is, in milliseconds.
+            wait_ms: how long to wait for the end of a transaction whose connection broke.
+        """
         connection = self._transaction.connection
         try:
             self._transaction.dismiss()
@@ -122,6 +148,17 @@ class Grouping:
         except DBAPIError as error:
             log.warning("a group could not be committed: %s", error)
             self._transaction.abandon()
-            lost = self._database.dialect.trouble(error) is Trouble.LOST
-            return "unknown" if lost else "rolled back"
+            if self._database.dialect.trouble(error) is not Trouble.LOST:
+                return "rolled back"
+            return self._resolved(wait_ms)
         return "committed"
+
+    def _resolved(self, wait_ms: int) -> State:
+        """Return what became of a COMMIT whose answer was lost."""
+        if self._who is None:
+            return "unknown"
+        keys = Keys(self._database.dialect)
+        committed = has_committed(self._database.engine, keys, self._who, wait_ms)
+        if committed is None:
+            return "unknown"
+        return "committed" if committed else "rolled back"

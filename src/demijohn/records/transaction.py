@@ -28,7 +28,7 @@ _current: Final[ContextVar[Transaction | None]] = ContextVar("demijohn_transacti
 def current() -> Transaction | None:
     """Return the transaction that sessions join here, if there is one."""
     found = _current.get()
-    return found if found is not None and found.applies() else None
+    return found if found is not None and found.admits() else None
 
 
 class Transaction:
@@ -46,7 +46,8 @@ class Transaction:
         self, engine: Engine, applies: Callable[[], bool], within: Transaction | None = None
     ) -> None:
         self._engine = engine
-        self.applies = applies
+        self._applies = applies
+        self._ended = False
         self._joined: WeakSet[Session] = WeakSet()
         self._before: Transaction | None = None
         self._within = within
@@ -66,6 +67,10 @@ class Transaction:
         """Have the sessions that begin from now on join."""
         self._before = _current.get()
         _current.set(self)
+
+    def admits(self) -> bool:
+        """Whether a session that begins now joins."""
+        return not self._ended and self._applies()
 
     def bind_for(self, session: Session, bind: Engine | Connection) -> Engine | Connection:
         """Return what ``session`` works on instead of ``bind``.
@@ -97,6 +102,7 @@ class Transaction:
                 session.rollback()
 
     def _admit_no_more(self) -> None:
+        self._ended = True  # also for contexts that are not at hand here
         if _current.get() is self:
             _current.set(self._before)
 
