@@ -91,7 +91,9 @@ class Binding:
         self.stores = {name: _open(app, url) for name, url in locations.items()}
         given = _secrets(app, general) or [_own_secret(app, locations)]
         self.secrets = tuple(_row_secret(value) for value in given)
-        weakref.finalize(app, _close, self.keeper, list(self.stores.values()))
+        # A store of the application's own may serve others, and is theirs to close.
+        made = [self.stores[name] for name, given in locations.items() if isinstance(given, str)]
+        weakref.finalize(app, _close, self.keeper, made)
 
     def store(self, capability: str) -> Store:
         """Return the store named after ``capability``, else the default one."""

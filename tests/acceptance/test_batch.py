@@ -419,6 +419,13 @@ def test_part_cannot_say_what_only_a_connection_or_a_proxy_may(api: Api, name: s
     assert "6.6.6.6" not in parts(response)[0]["body"]["environ"].values()
 
 
+def test_part_cannot_say_what_a_gateway_of_ones_own_says(make: Make) -> None:
+    api = make(batch={"inherit": "X-Tenant", "drop_headers": "X-Tenant"})
+    requests = [{"url": "/echo", "headers": {"x-TENANT": "evil"}}, {"url": "/echo"}]
+    response = api.post(requests, X_Tenant="acme")
+    assert [headers_of(response, index)["x-tenant"] for index in range(2)] == ["acme"] * 2
+
+
 def test_behind_a_proxy_parts_have_the_clients_address_and_cannot_forge_it(api: Api) -> None:
     api.app.wsgi_app = ProxyFix(api.app.wsgi_app)  # type: ignore[method-assign]
     api.add("/who", lambda: {"ip": request.remote_addr, "url": request.url})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from demijohn import Demijohn, Idempotency, idempotency
 from demijohn.core import idempotency as core
 from demijohn.frame import Frame, encode
 from demijohn.idempotency.reading import patience_ms
+from demijohn.stores.memory import MemoryStore
+from demijohn.testing.contract import begin
 from tests.acceptance.conftest import Bank, FailingStore, new_key
 
 Make = Callable[..., Bank]
@@ -143,9 +147,6 @@ def test_applications_of_one_factory_have_settings_of_their_own(tmp_path: Path) 
 
 
 def test_application_that_is_gone_is_not_kept_alive(tmp_path: Path) -> None:
-    import gc
-    import weakref
-
     idem = Idempotency(stores="memory://")
     view = idem.idempotent(lambda: "x")
     app = Flask("short", instance_path=str(tmp_path))
@@ -156,6 +157,23 @@ def test_application_that_is_gone_is_not_kept_alive(tmp_path: Path) -> None:
     del app
     gc.collect()
     assert gone() is None
+
+
+def test_store_of_the_applications_own_outlives_the_application(tmp_path: Path) -> None:
+    """Another application may use it: it is for who has made it to close it."""
+    store = MemoryStore()
+    app = Flask("first", instance_path=str(tmp_path))
+    app.secret_key = "x"
+    Demijohn(app, stores={"default": store, "limits": "memory://"})
+    opened = app.extensions["demijohn"].stores["limits"]
+    for kept in store, opened:
+        kept.run([begin("key")])
+    collected = weakref.ref(app)
+    del app
+    gc.collect()
+    assert collected() is None
+    assert [key for key, _ in store.scan("")] == ["key"]
+    assert list(opened.scan("")) == []
 
 
 # --- how exceptions leave Flask -----------------------------------------------------------------

@@ -65,7 +65,7 @@ def too_large(app: Flask) -> Answer:
     return instead(
         app,
         "part-response-too-large",
-        "The part was carried out, and its response is larger than a batch can hold.",
+        "The part has run, and its response is larger than a batch can hold.",
     )
 
 

@@ -99,7 +99,7 @@ class Environs:
             if name in outer:
                 self._base[name] = outer[name]
         self._request_id = outer.get(_name(_REQUEST_ID))
-        self._names: dict[str, str] = {}
+        self._names = dict.fromkeys(settings.drop_headers, "")
 
     def make(
         self, part: Part, index: int, path: str, query: str, key: tuple[str, str] | None
@@ -142,7 +142,8 @@ class Environs:
         for field, value in part.fields:
             name = self._names.get(field)
             if name is None:  # the parts of a batch have the same ones
-                name = self._names[field] = _own_name(field)
+                lower = field.lower()
+                name = self._names[field] = self._names.get(lower, _own_name(lower))
             if not name:
                 continue
             if name in own:
@@ -152,9 +153,8 @@ class Environs:
         return own
 
 
-def _own_name(field: str) -> str:
+def _own_name(lower: str) -> str:
     """Return how a field of a part is called in its environment; ``""`` if it is left out."""
-    lower = field.lower()
     # With an underscore it would be taken for the header that has a hyphen there.
     if lower in _DROPPED or "_" in lower or lower.startswith(_DROPPED_PREFIXES):
         return ""

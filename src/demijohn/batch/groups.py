@@ -148,6 +148,8 @@ class _Group:
         if state == "unknown":
             return self.all("group-outcome-unknown", _UNKNOWN)
         self._tell(signals.group_rolled_back, offender=offender)
+        if offender is None:
+            return self.all("group-unavailable", _NOT_COMMITTED, 1)
         return self._rolled_back(answers, offender)
 
     def _is_mine(self) -> bool:
@@ -174,12 +176,10 @@ class _Group:
                 return answers, index
         return answers, None
 
-    def _rolled_back(self, answers: Sequence[Answer], offender: int | None) -> list[Answer]:
-        what = "the commit" if offender is None else f"part {offender}"
-        detail = f"Nothing of the group was kept, because {what} failed."
+    def _rolled_back(self, answers: Sequence[Answer], offender: int) -> list[Answer]:
+        detail = f"What this batch did for the group was undone, because part {offender} failed."
         result = [self._instead("rolled-back", detail)] * len(self._unit.parts)
-        if offender is not None:
-            result[self._unit.parts.index(offender)] = answers[-1]
+        result[self._unit.parts.index(offender)] = answers[-1]
         return result
 
     def _conclude(self, *, committed: bool | None) -> None:
@@ -251,6 +251,7 @@ _REUSED: Final = (
     "new batch, and the same batch for a retry."
 )
 _UNAVAILABLE: Final = "The database cannot be reached. Nothing of the group was done; try again."
+_NOT_COMMITTED: Final = "The database did not commit the group. Nothing of it was kept; try again."
 _UNKNOWN: Final = (
     "The database broke off while the group was being committed. Send the batch again with its "
     "idempotency key: if the group was committed, its answers are there."

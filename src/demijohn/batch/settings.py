@@ -63,6 +63,7 @@ class Settings:
     references: bool = setting("references", config.boolean, False)
     inherit: tuple[str, ...] = setting("inherit", config.words(str.lower), ())
     inherit_environ: tuple[str, ...] = setting("inherit_environ", config.words(), ())
+    drop_headers: tuple[str, ...] = setting("drop_headers", config.words(str.lower), ())
     origins: tuple[str, ...] = setting("origins", _origins, ())
     cookies: str = setting("cookies", config.choice("keep", "forward"), "keep")
     json_binary: str = setting("json_binary", config.choice("base64url", "base64"), "base64url")
@@ -101,6 +102,7 @@ class BatchOptions(TypedDict, total=False):
     references: bool
     inherit: str | Sequence[str]
     inherit_environ: str | Sequence[str]
+    drop_headers: str | Sequence[str]
     origins: str | Sequence[str]
     cookies: Literal["keep", "forward"]
     json_binary: Literal["base64url", "base64"]
