@@ -122,6 +122,18 @@ def test_nested_change_set_that_fails_has_one_answer(batches: Batches) -> None:
     assert batches.orders() == ["after"]
 
 
+def test_group_in_json_is_no_change_set_whatever_its_name(batches: Batches) -> None:
+    response = batches.group(
+        "/orders/a", "/orders/b", group="changeset 0", Accept="multipart/mixed"
+    )
+    assert [answer.status for answer in answers(response)] == [201, 201]
+    assert response.data.count(b"multipart/mixed") == 0
+    response = batches.group(
+        "/orders/c", "/fail/403", group="changeset 0", Accept="multipart/mixed"
+    )
+    assert [answer.status for answer in answers(response)] == [424, 403]
+
+
 def test_exception_of_a_view_rolls_the_group_back(batches: Batches) -> None:
     def boom() -> Any:
         with batches.make_session() as session:
@@ -345,6 +357,35 @@ def test_unread_json_of_the_request_is_still_there(batches: Batches) -> None:
     response = batches.post({"url": "/json", "atomicityGroup": "g", "body": {"a": 1}})
     assert parts(response)[0]["body"] == {"got": {"a": 1}}
     assert json.loads(response.data)["responses"][0]["status"] == 200
+
+
+def test_database_session_of_a_part_is_not_that_of_the_next(engine: Engine, tmp_path: Any) -> None:
+    """Also outside of groups: what one part has left in its session ends with the part."""
+    pytest.importorskip("flask_sqlalchemy")
+    from flask_sqlalchemy import SQLAlchemy
+
+    app = Flask("fsa", instance_path=str(tmp_path))
+    app.secret_key = "x"
+    app.config["SQLALCHEMY_DATABASE_URI"] = engine.url.render_as_string(hide_password=False)
+    db = SQLAlchemy(app)
+    Demijohn(app, stores="memory://", batch={})
+    seen: list[Any] = []
+
+    def leave() -> Any:
+        session = db.session()
+        seen.append(session)  # kept, so that no other has its place in memory
+        session.execute(text("INSERT INTO orders (what) VALUES ('left')"))
+        return {"orders": session.scalar(text("SELECT count(*) FROM orders"))}
+
+    app.add_url_rule("/leave", view_func=leave, methods=["POST"])
+    requests = [{"id": str(i), "method": "POST", "url": "/leave"} for i in range(3)]
+    response = app.test_client().post("/batch", json={"requests": requests})
+    assert [part["body"] for part in parts(response)] == [{"orders": 1}] * 3
+    assert len({id(session) for session in seen}) == 3
+    with app.app_context():
+        assert db.session.scalar(text("SELECT count(*) FROM orders")) == 0
+        db.session.remove()
+        db.engine.dispose()
 
 
 def test_sessions_of_flask_sqlalchemy_join(engine: Engine, tmp_path: Any) -> None:

@@ -28,8 +28,6 @@ from .settings import Settings
 
 Units = Iterable[tuple[Unit, Sequence[Answer]]]
 
-CHANGE_SET: Final = "changeset "
-"""How the groups are called that came as nested multipart."""
 _WORTH_COMPRESSING: Final = 1024
 _GZIP: Final = 31
 
@@ -46,7 +44,7 @@ def whole(units: Units, wishes: Wishes, settings: Settings) -> Response:
     sections = [
         each
         for unit, messages, answers in found
-        for each in _sections(unit, messages, answers, boundary)
+        for each in _sections(unit, messages, answers, boundary, wishes)
     ]
     body = b"".join([*sections, closing(boundary)])
     return Response(body, settings.success_status, content_type=_content_type(boundary))
@@ -62,7 +60,7 @@ def streamed(units: Units, wishes: Wishes, settings: Settings) -> Response:
     def make() -> Iterator[bytes]:
         for unit, answers in units:
             messages = [write_response(answer) for answer in answers]
-            yield from _sections(unit, messages, answers, boundary)
+            yield from _sections(unit, messages, answers, boundary, wishes)
         yield closing(boundary)
 
     return Response(make(), settings.success_status, content_type=_content_type(boundary))
@@ -81,10 +79,15 @@ def _boundary(messages: Iterable[bytes]) -> str:
 
 
 def _sections(
-    unit: Unit, messages: Sequence[bytes], answers: Sequence[Answer], boundary: str
+    unit: Unit,
+    messages: Sequence[bytes],
+    answers: Sequence[Answer],
+    boundary: str,
+    wishes: Wishes,
 ) -> Iterator[bytes]:
     ids = [None if answer.id is None else response_id(answer.id) for answer in answers]
-    if unit.group is None or not unit.group.startswith(CHANGE_SET):
+    # In multipart a group is a change set, which came nested, unless the whole batch is one.
+    if unit.group is None or wishes.format == JSON or wishes.atomic:
         for name, message in zip(ids, messages, strict=True):
             yield section(name, message, boundary)
         return
