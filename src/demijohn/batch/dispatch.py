@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextvars
-import functools
 import logging
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from flask import Flask
 from werkzeug.exceptions import HTTPException
 
-from ..core.batch import Answer, Fields, write_response
+from ..core.batch import Answer, check_sendable
 from .refusals import instead
 
 log = logging.getLogger("demijohn.batch")
 
-_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_BODY: Final = frozenset({204, 304})
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "trailer", "transfer-encoding", "upgrade"}
@@ -100,22 +97,10 @@ def _call(app: Flask, environ: dict[str, Any], most: int) -> Answer:
     status = int(code)
     has_body = environ["REQUEST_METHOD"] != "HEAD" and status not in _NO_BODY
     fields = _kept(head[1])
-    if not _is_plain(fields):
-        # Found out now: when all answers are written, one would spoil those of the others.
-        write_response(Answer(status, fields))
+    # Found out now: when all answers are written, one would spoil those of the others.
+    check_sendable(fields)
     return Answer(status, fields, b"".join(written) if has_body else b"", reason=reason)
 
 
 def _kept(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple([pair for pair in headers if pair[0].lower() not in _HOP_BY_HOP])
-
-
-def _is_plain(fields: Fields) -> bool:
-    """Whether nothing in ``fields`` could be in the way of sending them, at the first look."""
-    values = "".join([value for _, value in fields])
-    return values.isascii() and values.isprintable() and all(_is_token(name) for name, _ in fields)
-
-
-@functools.lru_cache(1024)
-def _is_token(name: str) -> bool:
-    return _TOKEN.fullmatch(name) is not None

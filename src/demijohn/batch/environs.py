@@ -26,16 +26,15 @@ _KEPT: Final = (
     "wsgi.url_scheme",
     "wsgi.version",
 )
-_CREDENTIALS: Final = ("authorization", "cookie")
-_CREDENTIAL_NAMES: Final = frozenset({"HTTP_AUTHORIZATION", "HTTP_COOKIE"})
+_CREDENTIALS: Final = frozenset({"HTTP_AUTHORIZATION", "HTTP_COOKIE"})
 _INHERITED: Final = (
     *_CREDENTIALS,
-    "accept-language",
-    "user-agent",
-    "traceparent",
-    "tracestate",
+    "HTTP_ACCEPT_LANGUAGE",
+    "HTTP_USER_AGENT",
+    "HTTP_TRACEPARENT",
+    "HTTP_TRACESTATE",
 )
-_REQUEST_ID: Final = "X-Request-ID"
+_REQUEST_ID: Final = "HTTP_X_REQUEST_ID"
 # They speak of a connection, or of an origin, and a part has neither; or they would have the answer
 # coded in a way that clients of batches do not expect; or they say who calls or what was asked for,
 # which only a proxy may. It removes them from a request, and does not look into a batch.
@@ -92,13 +91,9 @@ class Environs:
     """
 
     def __init__(self, outer: Mapping[str, Any], settings: Settings) -> None:
-        kept = (*_KEPT, *settings.inherit_environ)
+        kept = (*_KEPT, *_INHERITED, *settings.inherit_environ, *map(_name, settings.inherit))
         self._base = {name: outer[name] for name in kept if name in outer}
-        for header in (*_INHERITED, *settings.inherit):
-            name = _name(header)
-            if name in outer:
-                self._base[name] = outer[name]
-        self._request_id = outer.get(_name(_REQUEST_ID))
+        self._request_id = outer.get(_REQUEST_ID)
         self._names = dict.fromkeys(settings.drop_headers, "")
 
     def make(
@@ -115,13 +110,13 @@ class Environs:
         """
         environ = self._base.copy()
         if self._request_id:
-            environ[_name(_REQUEST_ID)] = f"{self._request_id}.{index}"
+            environ[_REQUEST_ID] = f"{self._request_id}.{index}"
         if key is not None:
             environ[_name(key[0])] = key[1]
         own = self._fields(part)
         # They belong together: whoever has one of its own is not the caller of the batch.
-        if not _CREDENTIAL_NAMES.isdisjoint(own):
-            for name in _CREDENTIAL_NAMES:
+        if not _CREDENTIALS.isdisjoint(own):
+            for name in _CREDENTIALS:
                 environ.pop(name, None)
         environ.update(own)
         target = f"{path}?{query}" if query else path

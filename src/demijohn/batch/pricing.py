@@ -6,7 +6,6 @@ leaves out take for themselves, when they run.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from ..flow import Call
     from .running import Run
     from .settings import Settings
-
-log = logging.getLogger("demijohn.batch")
 
 
 class Taken(Protocol):

@@ -84,7 +84,7 @@ class Run:
         self.name = name
         self.key = key
         self.caller = caller
-        self.place = place
+        self._place = place
         self._located = located
         self._environs = environs
         self._key_headers = key_headers
@@ -220,10 +220,10 @@ class Run:
 
     def _where(self, index: int, part: Part) -> tuple[str, str]:
         known = self._located.get(index) if part is self.plan.parts[index] else None
-        return known or locate(part.target, self.place)
+        return known or locate(part.target, self._place)
 
     def _own(self, url: str) -> str:
-        path, query = own_path(url, self.place)
+        path, query = own_path(url, self._place)
         return f"{path}?{query}" if query else path
 
     def environs(self) -> dict[int, dict[str, Any]]:

@@ -14,7 +14,7 @@ that is linear in their length.
 from __future__ import annotations
 
 from .jsonformat import read_json_answers, read_json_parts, write_json_answer, write_json_parts
-from .message import read_response, write_request, write_response
+from .message import check_sendable, read_response, write_request, write_response
 from .multipart import (
     boundary_of,
     closing,
@@ -43,6 +43,7 @@ __all__ = [
     "Unresolved",
     "boundary_of",
     "check_method",
+    "check_sendable",
     "closing",
     "field",
     "locate",

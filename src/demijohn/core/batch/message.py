@@ -258,6 +258,18 @@ def write_response(answer: Answer) -> bytes:
     return head + _write_fields(fields) + b"\r\n" + answer.body
 
 
+def check_sendable(fields: Fields) -> None:
+    """Refuse what :func:`write_response` could not write; next to nothing where all is usual.
+
+    Raises:
+        ValueError: a field cannot be sent.
+    """
+    values = "".join([value for _, value in fields])
+    check_names([name for name, _ in fields])
+    if not (values.isascii() and values.isprintable()):
+        _write_fields(list(fields))
+
+
 def _write_fields(fields: list[tuple[str, str]]) -> bytes:
     block = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1")
     check_names(name for name, _ in fields)
