@@ -23,7 +23,12 @@ def create_app() -> Flask:
         stores=os.environ.get("STORE", "memory://"),
         db=make_session,
         idempotency={"lease": 1.5, "wait": 5},
-        batch={"max_parts": 20, "max_bytes": 20_000, "max_part_bytes": 2_000, "stream": False},
+        batch={
+            "max_parts": 20,
+            "max_bytes": 20_000,
+            "max_part_bytes": 2_000,
+            "workers": int(os.environ.get("WORKERS", "0")),
+        },
     )
     ran = Path(CONTROL) / "ran"
 

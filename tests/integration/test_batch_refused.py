@@ -6,12 +6,12 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tests.processes import HOST
-from tests.serving import Served
+from tests.serving import Serve, Served
 
 GET = "GET /echo HTTP/1.1\n\n"
 HEAD = "Content-Type: application/http\n\n"
@@ -433,3 +433,18 @@ def test_good_batch_over_the_same_socket_code_runs(served: Served, folder: Path)
     assert exchange(served, post(MIXED, mixed(GOOD, GOOD)))[0] == 200
     assert exchange(served, post(JSON, requests(get())))[0] == 200
     assert ran(folder) == before + 3
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
+def test_every_kind_of_worker_takes_batches(
+    serve: Serve, tmp_path: Path, worker: Literal["sync", "gthread", "gevent"]
+) -> None:
+    """Also with reads side by side, each in a thread, or a greenlet, of its own."""
+    if worker == "gevent":
+        pytest.importorskip("gevent")
+    env = {"CONTROL": str(tmp_path), "WORKERS": "4"}
+    served = serve("tests.apps.batches:create_app()", workers=1, worker_class=worker, env=env)
+    status, _, content = exchange(served, post(JSON, requests(*[get(id=str(i)) for i in range(9)])))
+    assert status == 200
+    assert [part["status"] for part in json.loads(content)["responses"]] == [200] * 9
+    assert ran(tmp_path) == 9
