@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("sqlalchemy")
 requests = pytest.importorskip("requests")
 
-from sqlalchemy import Engine, create_engine, func, select  # noqa: E402
+from sqlalchemy import Engine, func, select  # noqa: E402
 
-from demijohn import records  # noqa: E402
 from demijohn.records.tables import keys  # noqa: E402
 from tests.faults.conftest import Payments, new_key, together  # noqa: E402
+from tests.faults.ledger import emptied, rows_of_payments  # noqa: E402
 from tests.serving import Serve  # noqa: E402
 
 
@@ -38,12 +38,7 @@ class Bank(Payments):
         return self
 
     def payments(self) -> Counter[str]:
-        """Return how many rows each payment has: two, if it was made once."""
-        from tests.apps.ledger import Payment
-
-        with self.engine.connect() as connection:
-            rows = connection.execute(select(Payment.payment, func.count()).group_by("payment"))
-            return Counter({row[0]: row[1] for row in rows})
+        return rows_of_payments(self.engine)
 
     def recorded(self) -> int:
         with self.engine.connect() as connection:
@@ -52,22 +47,12 @@ class Bank(Payments):
 
 @pytest.fixture
 def bank(serve: Serve, tmp_path: Path, database_url: str) -> Iterator[Bank]:
-    from tests.apps.ledger import Base
-
-    engine = records.real_transactions(create_engine(database_url))
-    tables = (Base.metadata, records.metadata)
-    for metadata in tables:
-        metadata.drop_all(engine)
-    Base.metadata.create_all(engine)
-    records.create(engine)
     folder = tmp_path / "control"
     folder.mkdir()
-    bank = Bank(serve, folder, engine)
-    yield bank
-    bank.served.stop()
-    for metadata in tables:
-        metadata.drop_all(engine)
-    engine.dispose()
+    with emptied(database_url) as engine:
+        bank = Bank(serve, folder, engine)
+        yield bank
+        bank.served.stop()
 
 
 BEFORE = (

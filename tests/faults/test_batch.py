@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("sqlalchemy")
 requests = pytest.importorskip("requests")
 
-from sqlalchemy import Engine, create_engine, func, select  # noqa: E402
+from sqlalchemy import Engine  # noqa: E402
 
-from demijohn import records  # noqa: E402
 from tests.faults.conftest import PATIENCE_S, Payments, new_key  # noqa: E402
+from tests.faults.ledger import emptied, rows_of_payments  # noqa: E402
 from tests.serving import Serve  # noqa: E402
 
 
@@ -66,32 +66,17 @@ class Bank(Payments):
         raise AssertionError("never done")
 
     def payments(self) -> Counter[str]:
-        """Return how many rows each payment has: two, if it was made once."""
-        from tests.apps.ledger import Payment
-
-        with self.engine.connect() as connection:
-            rows = connection.execute(select(Payment.payment, func.count()).group_by("payment"))
-            return Counter({row[0]: row[1] for row in rows})
+        return rows_of_payments(self.engine)
 
 
 @pytest.fixture
 def bank(serve: Serve, tmp_path: Path, database_url: str) -> Iterator[Bank]:
-    from tests.apps.ledger import Base
-
-    engine = records.real_transactions(create_engine(database_url))
-    tables = (Base.metadata, records.metadata)
-    for metadata in tables:
-        metadata.drop_all(engine)
-    Base.metadata.create_all(engine)
-    records.create(engine)
     folder = tmp_path / "control"
     folder.mkdir()
-    bank = Bank(serve, folder, engine)
-    yield bank
-    bank.served.stop()
-    for metadata in tables:
-        metadata.drop_all(engine)
-    engine.dispose()
+    with emptied(database_url) as engine:
+        bank = Bank(serve, folder, engine)
+        yield bank
+        bank.served.stop()
 
 
 ATOMIC = ("/atomic/a", "/atomic/b", "/atomic/c")
